@@ -1,0 +1,47 @@
+"""Gaussian processes and mixtures of Gaussian-process experts, with calibrated predictive distributions."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpmoe.estimators import GPRegressor, MixtureOfExpertsRegressor
+    from gpmoe.io import load
+
+__all__ = ["GPRegressor", "MixtureOfExpertsRegressor", "__version__", "load"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GPRegressor": "gpmoe.estimators",
+    "MixtureOfExpertsRegressor": "gpmoe.estimators",
+    "load": "gpmoe.io",
+}
+_SUBMODULES = {
+    "data",
+    "distributions",
+    "errors",
+    "estimators",
+    "gates",
+    "inference",
+    "io",
+    "linalg",
+    "metrics",
+    "models",
+    "plotting",
+    "shapes",
+}
+
+if not TYPE_CHECKING:  # a type checker reads the imports above and knows the names
+
+    def __getattr__(name: str) -> object:
+        """Import a public name at first use (PEP 562), so that ``import gpmoe`` itself costs next to nothing."""
+        if name in _HOMES:
+            value: object = getattr(importlib.import_module(_HOMES[name]), name)
+        elif name in _SUBMODULES:
+            value = importlib.import_module(f"gpmoe.{name}")
+        else:
+            raise AttributeError(f"module 'gpmoe' has no attribute {name!r}; public names: {', '.join(__dir__())}.")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*__all__, *_SUBMODULES})

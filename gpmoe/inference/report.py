@@ -1,0 +1,46 @@
+"""What a fit did."""
+
+import warnings
+from dataclasses import dataclass
+
+from gpmoe.errors import JitterWarning, NotConvergedWarning
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit did and how it ended.
+
+    Attributes:
+        objective_trace: the maximised objective after each iteration of the best start, nats.
+        iterations: of the best start.
+        evaluations: of the objective, over all starts.
+        converged: whether the best start met its tolerance.
+        reason: why it stopped, in the optimiser's words.
+        jitter: what was added to the covariance's diagonal at the result (0 if nothing), in the model's y².
+        seconds: wall time.
+        solver: how linear systems were solved, and by which LAPACK.
+        starts: the objective that each start reached.
+    """
+
+    objective_trace: tuple[float, ...]
+    iterations: int
+    evaluations: int
+    converged: bool
+    reason: str
+    jitter: float
+    seconds: float
+    solver: str
+    starts: tuple[float, ...]
+
+
+def warn_about(report: FitReport, *, stacklevel: int) -> None:
+    """Give at most one warning: that the fit did not converge, or else that it needed jitter."""
+    if not report.converged:
+        text = f"the fit stopped after {report.iterations} iterations before it converged: {report.reason}"
+        warnings.warn(text, NotConvergedWarning, stacklevel=stacklevel)
+    elif report.jitter:
+        text = (
+            f"the covariance needed a jitter of {report.jitter:.1e} on its diagonal to be positive definite; "
+            "repeated rows of X with a noise variance near zero are the usual cause (raise the noise's lower bound)."
+        )
+        warnings.warn(text, JitterWarning, stacklevel=stacklevel)

@@ -1,0 +1,318 @@
+"""Stationary covariances and their gradients in one pass over cache blocks (Numba, float64, CPU).
+
+A covariance is a sum of terms, a term a scaled product of leaves, a leaf a function of squared distance:
+
+    K_ij = sum_t s_t prod_{l in t} k_l(r2_l(i, j)),   r2_l(i, j) = |z_l(i) - z_l(j)|²
+
+| symbol | name in code | shape |
+|---|---|---|
+| scaled inputs of all leaves, one under another | `Z` | (D, n), row-contiguous |
+| rows of leaf l in Z | `rows[l]:rows[l + 1]` | |
+| k_l | `family[l]`, `shape[l]` (the α of a rational quadratic) | (leaves,) |
+| leaves of term t | `leaves[t]:leaves[t + 1]` | |
+| s_t | `scale[t]` | (terms,) |
+
+Inputs are packed by `stationary.py`. Work is cut into a number of chunks that depends on n alone, each summed in a
+fixed order: results don't depend on the number of threads. Threads are plain Python threads around functions that
+release the GIL, so no OpenMP pool spins beside LAPACK's.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core.extending import intrinsic
+from numpy.typing import NDArray
+
+RBF, MATERN12, MATERN32, MATERN52, RATIONAL_QUADRATIC = range(5)
+
+_ROWS, _COLUMNS, _MOST_CHUNKS = 16, 512, 32
+_SERIAL_PAIRS = 20_000  # below this, waking a thread costs more than it saves
+
+Array = NDArray[np.float64]
+
+# contract allows fused multiply-add; "reassoc" is left out where rounding tricks need the order as written.
+_EXACT = {"cache": True, "nogil": True, "fastmath": {"contract", "nsz", "nnan", "ninf", "arcp"}}
+_FAST = {"cache": True, "nogil": True, "fastmath": True}
+
+
+@intrinsic
+def _bits(typingctx: Any, x: Any) -> Any:
+    """The bit pattern of a float64 as an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.int64(types.float64), codegen
+
+
+@intrinsic
+def _from_bits(typingctx: Any, bits: Any) -> Any:
+    """The float64 of a bit pattern."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen
+
+
+@njit(**_EXACT)
+def _exp(x):  # type: ignore[no-untyped-def]
+    """exp(x) for x <= 0 within 1 ulp, in instructions that vectorise; 3e-308 below x = -708."""
+    x = max(x, -708.0)
+    t = x * 1.4426950408889634 + 6755399441055744.0  # the low bits of t now hold round(x / ln 2)
+    k = t - 6755399441055744.0
+    r = (x - k * 0.6931471804855391) - k * 7.440617110012397e-11
+    p = 2.5110037605963777e-08  # minimax on |r| <= ln(2)/2, relative error 3e-18
+    p = p * r + 2.763263963904103e-07
+    p = p * r + 2.755724091857897e-06
+    p = p * r + 2.4801485482328494e-05
+    p = p * r + 0.00019841269890047113
+    p = p * r + 0.0013888888952314775
+    p = p * r + 0.008333333333319601
+    p = p * r + 0.0416666666664881
+    p = p * r + 0.1666666666666668
+    p = p * r + 0.5000000000000019
+    p = p * r + 1.0
+    p = p * r + 1.0
+    return p * _from_bits((_bits(t) + 1023) << 52)
+
+
+@njit(**_EXACT)
+def _leaf(family, shape, r2, m, k):  # type: ignore[no-untyped-def]
+    """k[j] = k_l(r2[j])."""
+    if family == 0:
+        for j in range(m):
+            k[j] = _exp(-0.5 * r2[j])
+    elif family == 1:
+        for j in range(m):
+            k[j] = _exp(-math.sqrt(r2[j]))
+    elif family == 2:
+        for j in range(m):
+            s = math.sqrt(3.0 * r2[j])
+            k[j] = (1.0 + s) * _exp(-s)
+    elif family == 3:
+        for j in range(m):
+            s = math.sqrt(5.0 * r2[j])
+            k[j] = (1.0 + s + s * s * (1.0 / 3.0)) * _exp(-s)
+    else:
+        for j in range(m):
+            k[j] = -shape * math.log1p(r2[j] / (2.0 * shape))
+        for j in range(m):
+            k[j] = _exp(k[j])
+
+
+@njit(**_EXACT)
+def _leaf_and_slope(family, shape, r2, m, k, slope, shape_slope):  # type: ignore[no-untyped-def]
+    """k, dk/dr2 and (rational quadratic) dk/dα at each r2[j]."""
+    if family == 0:
+        for j in range(m):
+            k[j] = _exp(-0.5 * r2[j])
+            slope[j] = -0.5 * k[j]
+    elif family == 1:
+        for j in range(m):
+            r = math.sqrt(r2[j])
+            k[j] = _exp(-r)
+            slope[j] = -0.5 * k[j] / r if r > 0.0 else 0.0
+    elif family == 2:
+        for j in range(m):
+            s = math.sqrt(3.0 * r2[j])
+            e = _exp(-s)
+            k[j] = (1.0 + s) * e
+            slope[j] = -1.5 * e
+    elif family == 3:
+        for j in range(m):
+            s = math.sqrt(5.0 * r2[j])
+            e = _exp(-s)
+            k[j] = (1.0 + s + s * s * (1.0 / 3.0)) * e
+            slope[j] = (-5.0 / 6.0) * (1.0 + s) * e
+    else:
+        for j in range(m):
+            shape_slope[j] = math.log1p(r2[j] / (2.0 * shape))
+        for j in range(m):
+            q = r2[j] / (2.0 * shape)
+            k[j] = _exp(-shape * shape_slope[j])
+            slope[j] = -0.5 * k[j] / (1.0 + q)
+            shape_slope[j] = k[j] * (q / (1.0 + q) - shape_slope[j])
+
+
+@njit(**_FAST)
+def _squared_distances(Z1, i, Z2, j0, m, row, row_end, r2):  # type: ignore[no-untyped-def]
+    """r2[j] = sum over rows d of (Z1[d, i] - Z2[d, j0 + j])², two rows at a time to spare loads and stores."""
+    d = row
+    if (row_end - row) % 2:
+        z = Z1[d, i]
+        for j in range(m):
+            diff = z - Z2[d, j0 + j]
+            r2[j] = diff * diff
+        d += 1
+    else:
+        r2[:m] = 0.0
+    while d < row_end:
+        z, y = Z1[d, i], Z1[d + 1, i]
+        for j in range(m):
+            diff, other = z - Z2[d, j0 + j], y - Z2[d + 1, j0 + j]
+            r2[j] += diff * diff + other * other
+        d += 2
+
+
+@njit(**_EXACT)
+def _assemble(first, step, chunks, symmetric, Z1, Z2, rows, family, shape, leaves, scale, out):  # type: ignore[no-untyped-def]
+    n, n2 = out.shape
+    r2, k, product = np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS)
+    for chunk in range(first, chunks, step):
+        for block in range(chunk, (n + _ROWS - 1) // _ROWS, chunks):
+            last = min((block + 1) * _ROWS, n)
+            for j0 in range(0, last if symmetric else n2, _COLUMNS):
+                for i in range(block * _ROWS, last):
+                    m = min(_COLUMNS, (i + 1 if symmetric else n2) - j0)
+                    for term in range(len(scale)):
+                        for leaf in range(leaves[term], leaves[term + 1]):
+                            _squared_distances(Z1, i, Z2, j0, m, rows[leaf], rows[leaf + 1], r2)
+                            if leaf == leaves[term]:
+                                _leaf(family[leaf], shape[leaf], r2, m, product)
+                            else:
+                                _leaf(family[leaf], shape[leaf], r2, m, k)
+                                for j in range(m):
+                                    product[j] *= k[j]
+                        if term == 0:
+                            for j in range(m):
+                                out[i, j0 + j] = scale[term] * product[j]
+                        else:
+                            for j in range(m):
+                                out[i, j0 + j] += scale[term] * product[j]
+
+
+@njit(**_FAST)
+def _dot(a, b, m):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for j in range(m):
+        total += a[j] * b[j]
+    return total
+
+
+@njit(**_FAST)
+def _pull_back(g, Z, i, j0, m, row, row_end, dZ):  # type: ignore[no-untyped-def]
+    """Add the gradient of sum_j g[j] r2(i, j0 + j) to the columns i and j0... of dZ."""
+    for d in range(row, row_end):
+        z = Z[d, i]
+        total = 0.0
+        for j in range(m):
+            t = 2.0 * g[j] * (z - Z[d, j0 + j])
+            dZ[d, j0 + j] -= t
+            total += t
+        dZ[d, i] += total
+
+
+@njit(**_EXACT)
+def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, dZ, dshape, dscale):  # type: ignore[no-untyped-def]
+    n, count = len(a), len(family)
+    k, slope, shape_slope = np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS))
+    r2, w, g = np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS)
+    for chunk in range(first, chunks, step):
+        for block in range(chunk, (n + _ROWS - 1) // _ROWS, chunks):
+            last = min((block + 1) * _ROWS, n)
+            for j0 in range(0, last, _COLUMNS):
+                for i in range(block * _ROWS, last):
+                    m = min(_COLUMNS, i - j0)
+                    if m <= 0:
+                        continue
+                    for j in range(m):
+                        w[j] = a[i] * a[j0 + j] - W[i, j0 + j]
+                    for term in range(len(scale)):
+                        start, end = leaves[term], leaves[term + 1]
+                        for leaf in range(start, end):
+                            _squared_distances(Z, i, Z, j0, m, rows[leaf], rows[leaf + 1], r2)
+                            _leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
+                        for leaf in range(start, end):
+                            for j in range(m):
+                                g[j] = w[j]
+                            for other in range(start, end):
+                                if other != leaf:
+                                    for j in range(m):
+                                        g[j] *= k[other, j]
+                            if leaf == start:
+                                dscale[chunk, term] += _dot(g, k[leaf], m)
+                            for j in range(m):
+                                g[j] *= scale[term]
+                            if family[leaf] == 4:
+                                dshape[chunk, leaf] += _dot(g, shape_slope[leaf], m)
+                            for j in range(m):
+                                g[j] *= slope[leaf, j]
+                            _pull_back(g, Z, i, j0, m, rows[leaf], rows[leaf + 1], dZ[chunk])
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _chunks(n: int) -> int:
+    return max(1, min(_MOST_CHUNKS, -(-n // (2 * _ROWS))))
+
+
+def _run(function: Callable[..., None], pairs: int, *arguments: Any) -> None:
+    """Call ``function(first, step, ...)`` for every residue class of chunks, on as many threads as torch uses."""
+    global _pool
+    threads = torch.get_num_threads() if pairs > _SERIAL_PAIRS else 1
+    if threads == 1:
+        function(0, 1, *arguments)
+        return
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="gpmoe")
+    others = [_pool.submit(function, first, threads, *arguments) for first in range(1, threads)]
+    function(0, threads, *arguments)
+    for other in others:
+        other.result()
+
+
+Packed = tuple[NDArray[np.int64], NDArray[np.int64], Array, NDArray[np.int64], Array]
+"""`rows`, `family`, `shape`, `leaves`, `scale` of the table above."""
+
+
+def assemble(Z1: Array, Z2: Array | None, packed: Packed, out: Array) -> None:
+    """Write a covariance.
+
+    Args:
+        Z1: ``(D, n)``.
+        Z2: ``(D, m)``; None for the covariance of Z1 with itself, of which the lower triangle is written.
+        packed: the kernel.
+        out: ``(n, m)``, row-major, overwritten.
+    """
+    n, m = out.shape
+    symmetric = Z2 is None
+    chunks = _chunks(n)
+    _run(_assemble, n * m // (2 if symmetric else 1), chunks, symmetric, Z1, Z1 if Z2 is None else Z2, *packed, out)
+
+
+def gradient(a: Array, W: Array, Z: Array, packed: Packed) -> tuple[Array, Array, Array]:
+    """Gradient of ½(a'Ka - tr(WK)) with respect to the kernel.
+
+    Args:
+        a: ``(n,)``.
+        W: symmetric ``(n, n)``; the lower triangle is read.
+        Z: ``(D, n)``.
+        packed: the kernel.
+
+    Returns:
+        Gradients for Z ``(D, n)``, for shape ``(leaves,)`` and for scale ``(terms,)``.
+    """
+    D, n = Z.shape
+    _, family, shape, _, scale = packed
+    chunks = _chunks(n)
+    dZ, dshape, dscale = np.zeros((chunks, D, n)), np.zeros((chunks, len(shape))), np.zeros((chunks, len(scale)))
+    _run(_gradient, n * n // 2, chunks, a, W, Z, *packed, dZ, dshape, dscale)
+    on_diagonal = 0.5 * float(a @ a - np.trace(W))
+    return dZ.sum(0), dshape.sum(0), dscale.sum(0) + on_diagonal

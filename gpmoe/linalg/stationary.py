@@ -1,0 +1,230 @@
+"""Which GPyTorch kernels the fused pass can compute, and how they are packed for it.
+
+`stationary_terms` writes a kernel as a sum of scaled products of functions of squared distance. Known are RBF,
+Matérn, rational quadratic and periodic kernels with ARD and active dimensions, under any nesting of ScaleKernel,
+sums and products, and every `StationaryKernel`. Subclasses are not taken for
+their parents, since they may change `forward`.
+
+The periodic kernel needs no family of its own: with u(x) = (cos, sin)(2πx/p), |u(x) - u(x')|² = 4 sin²(π(x - x')/p),
+so exp(-2 sin²(π(x - x')/p)/λ) is the RBF kernel of u/√λ.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from gpytorch.kernels import (
+    AdditiveKernel,
+    Kernel,
+    MaternKernel,
+    PeriodicKernel,
+    ProductKernel,
+    RBFKernel,
+    RQKernel,
+    ScaleKernel,
+)
+from torch import Tensor
+
+from gpmoe.linalg import fused
+
+_MATERN = {0.5: fused.MATERN12, 1.5: fused.MATERN32, 2.5: fused.MATERN52}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A function of squared distance between scaled inputs; `Z2` is None for a covariance with itself."""
+
+    family: int
+    Z1: Tensor
+    Z2: Tensor | None
+    shape: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A product of leaves times a scale (a 0-dimensional tensor, or None for one)."""
+
+    scale: Tensor | None
+    leaves: tuple[Leaf, ...]
+
+
+class StationaryKernel(Kernel):
+    """A kernel that writes itself as stationary terms, and so takes the fused pass."""
+
+    @abstractmethod
+    def stationary_terms(self, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
+        """Terms of the covariance of `X1` ``(n, d)`` with `X2` ``(m, d)`` or itself; None if it can't."""
+
+
+def stationary_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> list[Term] | None:
+    """Write a kernel as a sum of scaled products of leaves.
+
+    Args:
+        kernel: any GPyTorch kernel.
+        X1: ``(n, d)``.
+        X2: ``(m, d)``, or None for the covariance of X1 with itself.
+
+    Returns:
+        Terms whose tensors carry gradients to the kernel's parameters and inputs; None for a kernel, device or
+        dtype that the fused pass does not know.
+    """
+    inputs = [X1] if X2 is None else [X1, X2]
+    if any(X.dim() != 2 or X.dtype != torch.float64 or X.device.type != "cpu" for X in inputs):
+        return None
+    if len(kernel.batch_shape):
+        return None
+    return _selected_terms(kernel, X1, X2)
+
+
+def _selected_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
+    if kernel.active_dims is not None:
+        X1 = X1.index_select(-1, kernel.active_dims)
+        X2 = None if X2 is None else X2.index_select(-1, kernel.active_dims)
+    return _terms(kernel, X1, X2)
+
+
+def _terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
+    if isinstance(kernel, StationaryKernel):
+        return kernel.stationary_terms(X1, X2)
+    kind = type(kernel)
+    if kind is ScaleKernel:
+        inner = _terms(kernel.base_kernel, X1, X2)  # ScaleKernel has selected its base's active dimensions already
+        return None if inner is None else [_scaled(term, kernel.outputscale) for term in inner]
+    if kind is AdditiveKernel or kind is ProductKernel:
+        parts = [_selected_terms(part, X1, X2) for part in kernel.kernels]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        if kind is AdditiveKernel:
+            return [term for part in known for term in part]
+        return [_product(terms) for terms in product(*known)]
+    leaf = _leaf(kernel, X1, X2)
+    return None if leaf is None else [Term(None, (leaf,))]
+
+
+def _scaled(term: Term, scale: Tensor) -> Term:
+    return Term(scale if term.scale is None else term.scale * scale, term.leaves)
+
+
+def _product(terms: tuple[Term, ...]) -> Term:
+    """Multiply terms; RBF leaves merge into one, since exponents add."""
+    result = Term(None, tuple(leaf for term in terms for leaf in term.leaves if leaf.family != fused.RBF))
+    for term in terms:
+        result = result if term.scale is None else _scaled(result, term.scale)
+    smooth = [leaf for term in terms for leaf in term.leaves if leaf.family == fused.RBF]
+    if smooth:
+        Z2 = [leaf.Z2 for leaf in smooth if leaf.Z2 is not None]
+        merged = Leaf(fused.RBF, torch.cat([leaf.Z1 for leaf in smooth], -1), torch.cat(Z2, -1) if Z2 else None)
+        result = Term(result.scale, (merged, *result.leaves))
+    return result
+
+
+def _leaf(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> Leaf | None:
+    kind = type(kernel)
+    if kind is PeriodicKernel:
+        Z1, Z2 = (None if X is None else _on_circle(kernel, X) for X in (X1, X2))
+        assert Z1 is not None
+        return Leaf(fused.RBF, Z1, Z2)
+    if kind not in (RBFKernel, MaternKernel, RQKernel):
+        return None
+    center = X1.detach().mean(0)  # keeps the gradient for the lengthscale free of cancellation
+    Z1 = (X1 - center) / kernel.lengthscale
+    Z2 = None if X2 is None else (X2 - center) / kernel.lengthscale
+    if kind is MaternKernel:
+        return Leaf(_MATERN[kernel.nu], Z1, Z2) if kernel.nu in _MATERN else None
+    if kind is RQKernel:
+        return Leaf(fused.RATIONAL_QUADRATIC, Z1, Z2, kernel.alpha.reshape(()))
+    return Leaf(fused.RBF, Z1, Z2)
+
+
+def _on_circle(kernel: PeriodicKernel, X: Tensor) -> Tensor:
+    angle = X * (2 * math.pi / kernel.period_length)
+    radius = kernel.lengthscale.rsqrt()
+    return torch.cat([angle.cos() * radius, angle.sin() * radius], -1)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Terms as the tensors and index arrays of the fused pass.
+
+    Attributes:
+        Z1: ``(D, n)``, all leaves' scaled inputs, transposed and one under another.
+        Z2: ``(D, m)`` or None.
+        shape: ``(leaves,)``.
+        scale: ``(terms,)``.
+        rows, family, leaves: see the table in `fused`.
+    """
+
+    Z1: Tensor
+    Z2: Tensor | None
+    shape: Tensor
+    scale: Tensor
+    rows: np.ndarray
+    family: np.ndarray
+    leaves: np.ndarray
+
+    def arrays(self) -> fused.Packed:
+        """The kernel's part, as NumPy arrays."""
+        return (
+            self.rows,
+            self.family,
+            self.shape.detach().numpy(),
+            self.leaves,
+            self.scale.detach().numpy(),
+        )
+
+
+def pack(terms: list[Term]) -> Packed:
+    """Lay terms out for the fused pass; the tensors keep their gradients."""
+    leaves = [leaf for term in terms for leaf in term.leaves]
+    one = leaves[0].Z1.new_ones(())
+    second = [leaf.Z2.mT for leaf in leaves if leaf.Z2 is not None]
+    return Packed(
+        Z1=torch.cat([leaf.Z1.mT for leaf in leaves]).contiguous(),
+        Z2=torch.cat(second).contiguous() if second else None,
+        shape=torch.stack([one if leaf.shape is None else leaf.shape for leaf in leaves]),
+        scale=torch.stack([one if term.scale is None else term.scale.reshape(()) for term in terms]),
+        rows=np.cumsum([0, *(leaf.Z1.shape[-1] for leaf in leaves)]),
+        family=np.array([leaf.family for leaf in leaves]),
+        leaves=np.cumsum([0, *(len(term.leaves) for term in terms)]),
+    )
+
+
+def fill_covariance(kernel: Kernel, X1: Tensor, X2: Tensor | None, out: Tensor) -> None:
+    """Write a covariance into a matrix, without gradients: fused where the kernel is known, else in row blocks.
+
+    Args:
+        kernel: any GPyTorch kernel without batch dimensions.
+        X1: ``(n, d)``.
+        X2: ``(m, d)``; None for the covariance of X1 with itself, of which only the lower triangle is written.
+        out: ``(n, m)``, contiguous.
+    """
+    with torch.no_grad():
+        terms = stationary_terms(kernel, X1, X2)
+        if terms is not None:
+            packed = pack(terms)
+            Z2 = None if packed.Z2 is None else packed.Z2.numpy()
+            fused.assemble(packed.Z1.numpy(), Z2, packed.arrays(), out.numpy())
+            return
+        for rows, columns, on_diagonal in row_blocks(*out.shape, symmetric=X2 is None, cuda=X1.is_cuda):
+            other = X1 if X2 is None else X2
+            x = X1[rows]
+            out[rows, columns] = kernel(x, x if on_diagonal else other[columns]).to_dense()
+
+
+def row_blocks(n: int, m: int, *, symmetric: bool, cuda: bool = False) -> list[tuple[slice, slice, bool]]:
+    """Blocks of rows that keep a kernel's temporaries in cache, as (rows, columns, lies on the diagonal).
+
+    With `symmetric` they cover the lower triangle: for each block of rows a square one on the diagonal, where the
+    kernel sees equal inputs and gets exact zeros for distances, and the rectangle left of it.
+    """
+    size = max(32, (2**24 if cuda else 2**18) // m)
+    starts = [(start, min(start + size, n)) for start in range(0, n, size)]
+    if not symmetric:
+        return [(slice(start, stop), slice(0, m), False) for start, stop in starts]
+    square = [(slice(start, stop), slice(start, stop), True) for start, stop in starts]
+    left = [(slice(start, stop), slice(0, start), False) for start, stop in starts if start]
+    return square + left
