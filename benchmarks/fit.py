@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import gpytorch
@@ -24,7 +24,7 @@ from benchmarks.libraries import (
     sklearn_matern,
     torch_covariance,
 )
-from benchmarks.tables import against, duration, verdict
+from benchmarks.tables import against, duration, number, verdict
 
 NAME = "fit"
 BARS = {  # times faster than GPyTorch, than scikit-learn
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
 
 def standardise(values: Array) -> Array:
-    return (values - values.mean(0)) / values.std(0)
+    return np.asarray((values - values.mean(0)) / values.std(0))
 
 
 def table_problem(data: str, n: int | None) -> Problem:
@@ -154,6 +154,7 @@ def present() -> list[str]:
     return [data for data in BARS if data == "co2" or (DATA / "uci20" / data).is_dir()]
 
 
+@cache
 def cases(small: bool) -> list[Case]:
     for data in set(BARS) - set(present()):
         print(f"fit: {data} skipped, no {DATA / 'uci20' / data}; set GPMOE_DATA")
@@ -169,7 +170,7 @@ def row(results: Results, data: str, small: bool) -> list[str]:
         data,
         *(duration(results.median(each)) for each in (ours, *peers)),
         *(against(results, ours, peer, bar) for peer, bar in zip(peers, bars, strict=True)),
-        *(f"{value:.2f}" if value == value else "-" for value in objectives),
+        *(number(value, ".2f") for value in objectives),
         (f"{behind:.2f}" + verdict(behind, NOT_WORSE, at_most=True)) if np.isfinite(behind) else "-",
     ]
 

@@ -185,7 +185,7 @@ def measure_apart(suite: Suite, case: Case, small: bool) -> Figures:
 
 
 def run_suite(suite: Suite, small: bool, *, fresh: bool = False, only: str = "", wait: float = 0.0) -> None:
-    """Measure what is not stored yet, each group after up to `wait` seconds for a quiet machine."""
+    """Measure what is not stored yet, each repetition after up to `wait` seconds for a quiet machine."""
     results = Results(suite)
     cases = [case for case in suite.cases(small) if only in case.label]
     for _, members in groupby(cases, key=lambda case: case.group):
@@ -197,17 +197,17 @@ def run_suite(suite: Suite, small: bool, *, fresh: bool = False, only: str = "",
             if repetition < case.repetitions and (fresh or not results.find(case, repetition))
         ]
         if turns:
-            wait_for_quiet(wait)
-            run_group(results, turns, small)
+            run_group(results, turns, small, wait)
 
 
-def run_group(results: "Results", turns: Sequence[tuple[Case, int]], small: bool) -> None:
+def run_group(results: "Results", turns: Sequence[tuple[Case, int]], small: bool, wait: float) -> None:
     """Measure the cases of one group in turn, store each repetition; a failed case is left for next time."""
     suite, prepared, failed = results.suite, dict[str, Run](), set[str]()
-    load = {"load_average": os.getloadavg()[0]}
     for case, repetition in turns:
         if case.library in failed:
             continue
+        wait_for_quiet(wait)
+        load = {"load_average": os.getloadavg()[0]}
         try:
             if case.isolated:
                 figures = measure_apart(suite, case, small)

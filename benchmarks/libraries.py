@@ -113,7 +113,7 @@ def dense_log_marginal_likelihood(C: Array, y: Array) -> float:
     return float(-0.5 * white @ white - np.log(np.diag(L)).sum() - 0.5 * y.size * np.log(2 * np.pi))
 
 
-def torch_covariance(gp: Any, X: Array) -> Array:
+def torch_covariance(gp: Any, X: Array) -> Any:
     """Covariance of noisy observations under a GPyTorch or gpmoe model, ``(n, n)``."""
     kernel, likelihood = kernel_and_likelihood(gp)
     with torch.no_grad():

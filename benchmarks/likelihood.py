@@ -1,6 +1,7 @@
 """One exact likelihood with its gradient: Matérn-5/2 ARD, learnable outputscale, lengthscales and noise."""
 
 from collections.abc import Callable
+from typing import Any
 
 import gpytorch
 import numpy as np
@@ -18,7 +19,7 @@ from benchmarks.libraries import (
     matern_kernel,
     sklearn_matern,
 )
-from benchmarks.tables import against, duration, verdict
+from benchmarks.tables import against, duration, number, verdict
 
 NAME, MEMORY = "likelihood and gradient", "peak memory"
 BARS = {500: (3.0, 5.0), 1000: (5.0, 9.0), 2000: (7.0, 15.0), 5000: (9.0, 14.0)}  # GPyTorch, scikit-learn
@@ -32,7 +33,7 @@ def gpmoe_step(n: int, d: int) -> Run:
 
     gp = gpmoe_model(*matern_data(n, d), matern_kernel(d), 0.1)
 
-    def step() -> float:
+    def step() -> Any:
         gp.zero_grad(set_to_none=True)
         value = log_marginal_likelihood(gp)
         value.backward()
@@ -50,7 +51,7 @@ def gpytorch_step(n: int, d: int) -> Run:
     gp = gpytorch_model(*matern_data(n, d), matern_kernel(d), 0.1).train()
     objective = gpytorch.mlls.ExactMarginalLogLikelihood(gp.likelihood, gp)
 
-    def step() -> float:
+    def step() -> Any:
         gp.zero_grad(set_to_none=True)
         with gpytorch_cholesky():
             value = objective(gp(*gp.train_inputs), gp.train_targets) * n
@@ -145,7 +146,7 @@ def row(results: Results, n: int) -> list[str]:
         duration(floor if np.isfinite(floor) else np.nan),
         against(results, ours, case("GPyTorch", n), gpytorch_bar[0]),
         against(results, ours, case("scikit-learn", n), gpytorch_bar[1]),
-        (f"{above:.2f}x" if above == above else "-") + verdict(above, FLOOR_BARS.get(n), at_most=True),
+        number(above, ".2f") + verdict(above, FLOOR_BARS.get(n), at_most=True),
         agreement(results, n, "value"),
         agreement(results, n, "gradient"),
     ]
@@ -164,10 +165,10 @@ def tables(results: Results, small: bool) -> list[Table]:
     timing = Table("One step", header, [row(results, n) for n in sizes(small)], notes)
     big = memory_case(1000 if small else 10_000)
     used = results.median(big, "peak_bytes") / 1e9
-    cell = f"{used:.2f} GB" + verdict(used, None if small else MEMORY_BAR, at_most=True)
-    line = [f"{big.parameters['n']:,}", cell if used == used else "-", duration(results.median(big))]
+    cell = number(used, ".2f") + verdict(used, None if small else MEMORY_BAR, at_most=True)
+    line = [f"{big.parameters['n']:,}", cell, duration(results.median(big))]
     how = "Peak resident memory of a process beyond what it held before its first step, data included there."
-    return [timing, Table("Peak memory of one gpmoe step", ["n", "memory", "time"], [line], [how])]
+    return [timing, Table("Peak memory of one gpmoe step", ["n", "GB", "time"], [line], [how])]
 
 
 SUITE = Suite("likelihood", cases, tables)

@@ -85,6 +85,8 @@ class Load:
 
 def wait_for_quiet(limit: float, busy: float = 0.2) -> float:
     """Sleep until other work takes less than `busy` cores, or for `limit` seconds; what it took last."""
+    if limit <= 0:
+        return float("nan")
     end = time.monotonic() + limit
     while True:
         load = Load()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import gpytorch
 import numpy as np
@@ -37,11 +38,11 @@ def keep(result: tuple[Array, Array]) -> Figures:
     return {"means": result[0][:20].tolist(), "deviations": result[1][:20].tolist()}
 
 
-def predict_by_gpmoe(gp: object, X_new: Array) -> tuple[Array, Array]:
+def predict_by_gpmoe(gp: Any, X_new: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of p(y | data), noise included. ADAPT HERE."""
     with torch.no_grad():
-        posterior = gp.posterior(torch.from_numpy(X_new), observation_noise=True)  # type: ignore[attr-defined]
-        return posterior.mean.reshape(-1).numpy(), posterior.variance.sqrt().reshape(-1).numpy()
+        mean, variance = gp.marginals(torch.from_numpy(X_new))
+        return mean.numpy(), (variance + gp.new_noise()).sqrt().numpy()
 
 
 def gpmoe_step(n: int, m: int, d: int) -> Run:

@@ -15,6 +15,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def number(value: float, form: str = ".3f") -> str:
+    """A figure, or a dash where there is none."""
+    return format(value, form) if value == value else "-"
+
+
 def verdict(value: float, bar: float | None, at_most: bool = False) -> str:
     """``(bar 5: met)`` behind a figure."""
     if bar is None or value != value:
@@ -52,7 +57,8 @@ def heading(records: Iterable[Record]) -> list[str]:
     quiet = f"median {statistics.median(busy):.2f}, most {max(busy):.2f}" if busy else "not measured"
     parts = {"Machine": machine(), "Versions": versions(), "Settings": settings()}
     lines = [f"- {name}: " + ", ".join(f"{k} {v}" for k, v in part.items()) for name, part in parts.items()]
-    return lines + [
+    return [
+        *lines,
         f"- Cores busy with other work during a run: {quiet}.",
         "- Figures are medians over repetitions, libraries alternating in one process; ratios above 1 say"
         " that gpmoe is faster; † where the two were not measured in the same session.",

@@ -84,7 +84,8 @@ def fit(
         fitted = _estimator(model, seed).fit(X, y)
         step("saving")
         _save(fitted, out, {"table": schema.to_dict(), "model": model, "held_out_scores": scores})
-    Console().print(_score_table(scores, target, len(train), len(test)))
+    typer.echo(f"Scores on {len(test)} held-out rows, fitted to {len(train)}, in units of {target}:")
+    Console().print(_score_table(scores))
     typer.echo(f"{out}: fitted to all {len(y)} rows; the scores above are of a fit to {len(train)} of them.")
 
 
@@ -189,8 +190,8 @@ def _split(n: int, test_fraction: float, seed: int) -> tuple[NDArray[np.intp], N
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def _score_table(scores: dict[str, float], target: str, n_train: int, n_test: int) -> Table:
-    table = Table(title=f"Scores on {n_test} held-out rows, fitted to {n_train} (in units of {target})")
+def _score_table(scores: dict[str, float]) -> Table:
+    table = Table()
     table.add_column("score")
     table.add_column("value", justify="right")
     table.add_column("better is")
@@ -251,10 +252,9 @@ def _draw_band(
 
     grid = np.linspace(X.min(), X.max(), 300)[:, None]
     levels = (0.5, coverage) if coverage > 0.5 else (coverage,)
-    plot_band(posterior_band(fitted, grid, levels=levels), ax=ax)
-    if "target" in predictions.columns:
-        ax.plot(X[:, 0], predictions["target"], "k.", markersize=4)
-    ax.set(xlabel=schema.columns[0].name, ylabel=schema.target)
+    band = posterior_band(fitted, grid, levels=levels, include_latent=False)
+    data = (X, predictions["target"].to_numpy()) if "target" in predictions.columns else (None, None)
+    plot_band(band, ax, X=data[0], y=data[1], xlabel=schema.columns[0].name, ylabel=schema.target)
 
 
 def _draw_intervals(ax: "Axes", target: str, predictions: pl.DataFrame, coverage: float) -> None:

@@ -82,7 +82,7 @@ def run_demo(out: Path, console: Console, n_jobs: int = 2) -> None:
     _print_warnings(results, console)
     console.print(f"{out / 'scores.csv'}: the scores above", highlight=False)
     console.print(f"{out / 'motorcycle.png'}: bands, experts and gate on the motorcycle data", highlight=False)
-    console.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
+    console.print(f"took {time.perf_counter() - start:.0f} s", highlight=False)
 
 
 def _problems() -> list[_Problem]:
@@ -170,7 +170,7 @@ def _new_figure() -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError("the demonstration draws: type pip install 'gpmoe[plot]'.") from error
-    return Figure(figsize=(7, 6), layout="constrained")
+    return Figure(figsize=(8.5, 6), layout="constrained")
 
 
 def _draw(figure: "Figure", problem: _Problem) -> None:
@@ -180,13 +180,10 @@ def _draw(figure: "Figure", problem: _Problem) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     grid = np.linspace(problem.X.min(), problem.X.max(), 300)[:, None]
     lower, upper = _estimator("gp").fit(problem.X, problem.y).predict_dist(grid).interval(0.9)
-    top.fill_between(grid[:, 0], lower, upper, color="0.5", alpha=0.2, linewidth=0, label="Gaussian process, 90 %")
+    top.fill_between(grid[:, 0], lower, upper, color="0.5", alpha=0.2, linewidth=0, label="90% of plain GP")
     mixture = _estimator("moe").fit(problem.X, problem.y)
-    plot_band(posterior_band(mixture, grid, levels=(0.5, 0.9)), ax=top)
     curves = expert_curves(mixture, grid)
-    plot_experts(curves, ax=top)
-    plot_gate(curves, ax=bottom)
-    top.plot(problem.X[:, 0], problem.y, "k.", markersize=4)
-    top.set(xlabel="", ylabel="acceleration (g)")
-    bottom.set(xlabel="time after impact (ms)")
-    top.legend(loc="lower right", fontsize="small")
+    plot_band(posterior_band(mixture, grid, levels=(0.5, 0.9), include_latent=False), top)
+    plot_experts(curves, top, X=problem.X, y=problem.y, xlabel="", ylabel="acceleration (g)")
+    top.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
+    plot_gate(curves, bottom, xlabel="time after impact (ms)")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import gpytorch
 import numpy as np
@@ -19,13 +20,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gpmoe.errors import NotPositiveDefiniteError
-from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, log_prior
+from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, prior_of
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
+from gpmoe.linalg.threads import threads_for
 from gpmoe.models.exact_gp import ExactGP
 
-Objective = Callable[[ExactGP], Tensor]
+Objective = Callable[[Any], Tensor]
 Vector = NDArray[np.float64]
 
 
@@ -56,6 +58,23 @@ def fit(
         NotConvergedWarning: if the best start stopped at `max_iterations` or in a failed line search.
         JitterWarning: if the covariance at the result needed jitter.
     """
+    report = fit_quietly(
+        gp, objective, solver=solver, n_restarts=n_restarts, seed=seed, max_iterations=max_iterations
+    )
+    warn_about(report, stacklevel=3)
+    return report
+
+
+def fit_quietly(
+    gp: ExactGP,
+    objective: Objective = log_marginal_likelihood,
+    *,
+    solver: Cholesky | None = None,
+    n_restarts: int = 0,
+    seed: int | None = None,
+    max_iterations: int = 1000,
+) -> FitReport:
+    """`fit` without its warnings, for fits that are part of another one."""
     start = time.perf_counter()
     solver = Cholesky() if solver is None else solver
     coordinates = Coordinates(gp)
@@ -66,7 +85,7 @@ def fit(
         jobs = (delayed(_climb_copy)(gp, objective, solver, x, max_iterations, lapack.provider()) for x in starts)
         ends = Parallel()(jobs)
     else:
-        ends = [_climb(gp, objective, solver, first, max_iterations)]
+        ends = [climb(gp, objective, solver, max_iterations=max_iterations)]
     best = max(ends, key=lambda end: end.value)
     coordinates.write(best.x)
     report = FitReport(
@@ -80,12 +99,11 @@ def fit(
         solver=f"{solver} by {lapack.provider()}",
         starts=tuple(end.value for end in ends),
     )
-    warn_about(report, stacklevel=3)
     return report
 
 
 @dataclass(frozen=True)
-class _End:
+class End:
     """Where one start ended."""
 
     x: Vector
@@ -99,15 +117,30 @@ class _End:
 
 def _climb_copy(
     gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
-) -> _End:
+) -> End:
     """Climb on a copy, with the parent's LAPACK; what a worker runs."""
     with lapack.use_provider(name):
-        return _climb(deepcopy(gp), objective, solver, x, max_iterations)
+        copy = deepcopy(gp)
+        Coordinates(copy).write(x)
+        return climb(copy, objective, solver, max_iterations=max_iterations)
 
 
-def _climb(gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int) -> _End:
-    """L-BFGS-B from one start, resumed once from where a line search failed, with its memory cleared."""
-    coordinates = Coordinates(gp)
+def climb(model: gpytorch.Module, objective: Objective, solver: Cholesky, *, max_iterations: int) -> End:
+    """L-BFGS-B from a model's present parameters, resumed once from where a line search failed.
+
+    Args:
+        model: changed in place.
+        objective: a function of the model to a scalar; the log priors are added.
+        solver: how linear systems are solved.
+        max_iterations: the most.
+
+    Returns:
+        Where it ended.
+    """
+    coordinates = Coordinates(model)
+    x = coordinates.read()
+    rows = max((len(data) for data in model.buffers() if data.dim()), default=0)
+    log_prior = prior_of(model)
     trace: list[float] = []
     evaluations = 0
 
@@ -115,9 +148,9 @@ def _climb(gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_i
         nonlocal evaluations
         evaluations += 1
         coordinates.write(x)
-        gp.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         try:
-            value = objective(gp) + log_prior(gp)
+            value = objective(model) + log_prior()
         except NotPositiveDefiniteError:  # a trial point too far out: the line search must shorten its step
             return float("inf"), np.zeros_like(x)
         value.backward()
@@ -128,9 +161,9 @@ def _climb(gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_i
 
     iterations, reason, converged = 0, "no free parameters", True
     value = float("-inf")
-    with solver.applied(), torch.enable_grad():
+    with solver.applied(), torch.enable_grad(), threads_for(rows):
         if x.size == 0:
-            value = float(objective(gp).detach()) + float(log_prior(gp))
+            value = float(objective(model).detach()) + float(log_prior())
             trace.append(value)
         for _ in range(2 if x.size else 0):
             options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, "maxcor": 20}
@@ -144,7 +177,7 @@ def _climb(gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_i
             if result.status != 2:  # 2: the line search failed
                 break
     coordinates.write(x)
-    return _End(x, value, trace, iterations, evaluations, converged, reason)
+    return End(x, value, trace, iterations, evaluations, converged, reason)
 
 
 class Coordinates:
@@ -175,11 +208,11 @@ class Coordinates:
         """Set the parameters."""
         at = 0
         for parameter, lower in self._slots:
-            piece = torch.from_numpy(x[at : at + parameter.numel()].copy()).reshape(parameter.shape)
+            piece = x[at : at + parameter.numel()]
             if lower is not None:
-                v = piece.exp()
-                piece = v + torch.log(-torch.expm1(-v))  # the inverse of softplus
-            parameter.data.copy_(piece)
+                v = np.exp(piece)
+                piece = v + np.log(-np.expm1(-v))  # the inverse of softplus
+            parameter.data.copy_(torch.from_numpy(piece.copy()).reshape(parameter.shape))
             at += parameter.numel()
 
     def gradient(self, x: Vector) -> Vector:

@@ -1,5 +1,7 @@
 """Objectives of an exact GP: evidence and prior."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import Module
 
@@ -20,7 +22,15 @@ def log_marginal_likelihood(gp: ExactGP) -> Tensor:
 
 def log_prior(model: Module) -> Tensor | float:
     """Sum of the log densities of all GPyTorch priors registered in a model, nats; 0 if there are none."""
-    total: Tensor | float = 0.0
-    for _, module, prior, closure, _ in model.named_priors():  # type: ignore[operator]
-        total = total + prior.log_prob(closure(module)).sum()
+    return prior_of(model)()
+
+
+def prior_of(model: Module) -> Callable[[], Tensor | float]:
+    """A function that gives `log_prior` of a model at its present parameters, with the search for priors done once."""
+    priors = [(prior, module, closure) for _, module, prior, closure, _ in model.named_priors()]  # type: ignore[operator]
+
+    def total() -> Tensor | float:
+        terms = [prior.log_prob(closure(module)).sum() for prior, module, closure in priors]
+        return sum(terms[1:], terms[0]) if terms else 0.0
+
     return total

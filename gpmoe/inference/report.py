@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 from gpmoe.errors import JitterWarning, NotConvergedWarning
 
@@ -31,6 +32,11 @@ class FitReport:
     seconds: float
     solver: str
     starts: tuple[float, ...]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "FitReport":
+        """The inverse of `dataclasses.asdict`, lists for tuples allowed."""
+        return cls(**{**data, "objective_trace": tuple(data["objective_trace"]), "starts": tuple(data["starts"])})
 
 
 def warn_about(report: FitReport, *, stacklevel: int) -> None:

@@ -12,20 +12,17 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Literal, cast
 
 import torch
 from scipy.linalg import blas
 from scipy.linalg import lapack as scipy_lapack
-from threadpoolctl import LibController, ThreadpoolController
 from torch import Tensor
 
 from gpmoe.errors import InputError
+from gpmoe.linalg.threads import at_most_threads, threads_for
 
 Provider = Literal["torch", "scipy"]
-
-_SERIAL = 256  # below this size one thread is faster
 
 _chosen: Provider | None = None
 
@@ -59,42 +56,24 @@ def use_provider(name: Provider) -> Iterator[None]:
         _chosen = before
 
 
-def _measure(n: int = 640, repeats: int = 3) -> Provider:
-    """Time potrf + potri by both libraries, alternating; compare the minima."""
+def _measure(n: int = 512, repeats: int = 3) -> Provider:
+    """Time potrf + potri by both libraries, alternating, each on one thread; compare the minima.
+
+    One thread, because a core that is busy elsewhere stalls whichever library waits for it.
+    """
     C = torch.eye(n, dtype=torch.float64).mul_(2.0).add_(1.0 / n)
     work = torch.empty_like(C)
     seconds: dict[Provider, float] = {"torch": float("inf"), "scipy": float("inf")}
-    for _ in range(repeats):
-        for name in seconds:
-            with use_provider(name):
-                work.copy_(C)
-                start = time.perf_counter()
-                cholesky_(work)
-                inverse_from_cholesky_(work)
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    with at_most_threads(1):
+        for _ in range(repeats):
+            for name in seconds:
+                with use_provider(name):
+                    work.copy_(C)
+                    start = time.perf_counter()
+                    cholesky_(work)
+                    inverse_from_cholesky_(work)
+                    seconds[name] = min(seconds[name], time.perf_counter() - start)
     return "torch" if 1.2 * seconds["torch"] < seconds["scipy"] else "scipy"
-
-
-@cache
-def _openblas() -> LibController | None:
-    """SciPy's OpenBLAS, None if SciPy was built with another library."""
-    found = [lib for lib in ThreadpoolController().lib_controllers if lib.internal_api == "openblas"]
-    return next((lib for lib in found if "scipy" in lib.filepath), None)
-
-
-@contextmanager
-def _few_threads(n: int) -> Iterator[None]:
-    """One thread for a small matrix: OpenBLAS splits the work at any size, and waking a thread costs more than it saves."""
-    library = _openblas() if n < _SERIAL else None
-    threads = library.get_num_threads() if library else 1
-    if library is None or threads == 1:
-        yield
-        return
-    library.set_num_threads(1)
-    try:
-        yield
-    finally:
-        library.set_num_threads(threads)
 
 
 def _by_scipy(A: Tensor) -> bool:
@@ -113,7 +92,7 @@ def cholesky_(C: Tensor) -> int:
     """
     if _by_scipy(C):
         potrf = scipy_lapack.dpotrf if C.dtype == torch.float64 else scipy_lapack.spotrf
-        with _few_threads(len(C)):
+        with threads_for(len(C)):
             return int(potrf(C.numpy().T, lower=0, overwrite_a=1, clean=0)[1])
     L, info = torch.linalg.cholesky_ex(C)
     C.copy_(L)
@@ -129,7 +108,7 @@ def inverse_from_cholesky_(L: Tensor) -> None:
     """
     if _by_scipy(L):
         potri = scipy_lapack.dpotri if L.dtype == torch.float64 else scipy_lapack.spotri
-        with _few_threads(len(L)):
+        with threads_for(len(L)):
             potri(L.numpy().T, lower=0, overwrite_c=1)
     else:
         L.copy_(torch.cholesky_inverse(L))
@@ -150,7 +129,7 @@ def solve_triangular(L: Tensor, B: Tensor, *, transpose: bool = False, overwrite
     if _by_scipy(L) and B.dim() == 2:
         trsm = blas.dtrsm if L.dtype == torch.float64 else blas.strsm
         U = L.numpy().T
-        with _few_threads(len(L)):
+        with threads_for(len(L)):
             if B.mT.is_contiguous() and not B.is_contiguous():
                 kept = trsm(1.0, U, B.numpy(), side=0, lower=0, trans_a=int(not transpose), overwrite_b=int(overwrite))
                 return torch.from_numpy(kept)

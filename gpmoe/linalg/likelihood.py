@@ -20,6 +20,7 @@ Source: Rasmussen and Williams (2006), eq. 5.8-5.9; Seeger (2004), sec. 3.
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
@@ -68,8 +69,13 @@ def learnable_tensors(module: torch.nn.Module) -> list[Tensor]:
 
 
 def _log_density(alpha: Tensor, residual: Tensor, L: Tensor) -> Tensor:
-    log_det = 2 * lapack.diagonal(L).log().sum(-1)
+    log_det = 2 * _log(lapack.diagonal(L)).sum(-1)
     return -0.5 * ((alpha * residual).sum(-1) + log_det + residual.shape[-1] * math.log(2 * math.pi))
+
+
+def _log(x: Tensor) -> Tensor:
+    """By NumPy where it can: torch's goes through a thread pool at any length."""
+    return x.log() if x.is_cuda else torch.from_numpy(np.log(x.numpy()))
 
 
 def _finish(ctx: Any, alpha: Tensor, C_inverse: Tensor, before: tuple[Any, ...], after: tuple[Any, ...]) -> None:

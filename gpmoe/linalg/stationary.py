@@ -74,8 +74,6 @@ def stationary_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> li
     inputs = [X1] if X2 is None else [X1, X2]
     if any(X.dim() != 2 or X.dtype != torch.float64 or X.device.type != "cpu" for X in inputs):
         return None
-    if len(kernel.batch_shape):
-        return None
     return _selected_terms(kernel, X1, X2)
 
 
@@ -91,6 +89,8 @@ def _terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
         return kernel.stationary_terms(X1, X2)
     kind = type(kernel)
     if kind is ScaleKernel:
+        if kernel.raw_outputscale.dim():  # batch
+            return None
         inner = _terms(kernel.base_kernel, X1, X2)  # ScaleKernel has selected its base's active dimensions already
         return None if inner is None else [_scaled(term, kernel.outputscale) for term in inner]
     if kind is AdditiveKernel or kind is ProductKernel:
@@ -124,12 +124,12 @@ def _product(terms: tuple[Term, ...]) -> Term:
 
 def _leaf(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> Leaf | None:
     kind = type(kernel)
+    if kind not in (RBFKernel, MaternKernel, RQKernel, PeriodicKernel) or kernel.raw_lengthscale.dim() > 2:  # batch
+        return None
     if kind is PeriodicKernel:
         Z1, Z2 = (None if X is None else _on_circle(kernel, X) for X in (X1, X2))
         assert Z1 is not None
         return Leaf(fused.RBF, Z1, Z2)
-    if kind not in (RBFKernel, MaternKernel, RQKernel):
-        return None
     center = X1.detach().mean(0)  # keeps the gradient for the lengthscale free of cancellation
     Z1 = (X1 - center) / kernel.lengthscale
     Z2 = None if X2 is None else (X2 - center) / kernel.lengthscale

@@ -54,6 +54,8 @@ class ExactGP(GaussianModel):
         mean: any GPyTorch mean; a learned constant if None.
         noise: the noise variance: None to learn it (at least 1e-6), a number or ``(*batch, n)`` tensor to fix it, or
             a GPyTorch Gaussian likelihood.
+        weights: how many observations each point stands for, ``(*batch, n)``, positive: its noise variance is divided
+            by its weight. None for one each.
 
     Attributes:
         covar_module, mean_module, likelihood: the GPyTorch parts, as they were passed in.
@@ -72,12 +74,20 @@ class ExactGP(GaussianModel):
     """
 
     def __init__(
-        self, X: Tensor, y: Tensor, *, kernel: Kernel | None = None, mean: Mean | None = None, noise: Noise = None
+        self,
+        X: Tensor,
+        y: Tensor,
+        *,
+        kernel: Kernel | None = None,
+        mean: Mean | None = None,
+        noise: Noise = None,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         _check_data(X, y)
         self.register_buffer("X", X)
         self.register_buffer("y", y)
+        self.register_buffer("weights", weights)
         self.covar_module = (dimension_scaled_matern(X.shape[-1]) if kernel is None else kernel).to(X)
         self.mean_module = (ConstantMean() if mean is None else mean).to(X)
         self.likelihood = _likelihood(noise, y).to(X)
@@ -107,7 +117,15 @@ class ExactGP(GaussianModel):
     def noise(self) -> Tensor:
         """Noise variance of each training point, ``(*batch, n)``."""
         noise: Tensor = self.likelihood.noise
+        noise = noise if self.weights is None else noise / self.weights
         return noise.expand(*self._batch_shape, self.y.shape[-1])
+
+    def set_data(self, X: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """Replace the training data and weights; hyperparameters stay as they are."""
+        _check_data(X, y)
+        if (X.shape[:-2], y.shape[:-1]) != (self.X.shape[:-2], self.y.shape[:-1]):
+            raise ShapeError(f"`X` and `y` must keep their batch dimensions; got {tuple(X.shape)} and {tuple(y.shape)}.")
+        self.X, self.y, self.weights, self._factor = X, y, weights, None
 
     def new_noise(self) -> Tensor:
         """Noise variance of a new observation, ``(*batch, 1)``: the mean over the training points where they differ."""

@@ -1,0 +1,171 @@
+"""Gaussian process regression, front door."""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from gpytorch.kernels import Kernel
+from numpy.typing import ArrayLike
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from gpmoe.distributions import Predictive
+from gpmoe.errors import InputError, ShapeError
+from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.memory import expect_memory
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.inference.fit import fit
+from gpmoe.inference.solver import Cholesky
+from gpmoe.kernels.description import build_kernel, describe_kernel
+from gpmoe.linalg import lapack
+from gpmoe.models.exact_gp import ExactGP
+
+
+class GPRegressor(ProbabilisticRegressor):
+    """Gaussian process regression with exact inference, in the caller's units.
+
+    Args:
+        kernel: a GPyTorch kernel for inputs of unit variance (for inputs as they are with ``scale=None``); copied,
+            never changed. None takes a Matérn-5/2 kernel with a lengthscale for each input, whose prior widens with
+            the number of inputs, and an outputscale.
+        noise: the noise variance in units of y squared, a number or ``(n,)``; None learns it.
+        solver: how linear systems are solved; exact by `Cholesky()` if None, at every n.
+        n_restarts: further starts of the optimiser, which run through joblib.
+        scale: "standardise" gives each input and y zero mean and unit variance inside; None leaves them.
+        random_state: fixes the further starts.
+
+    Attributes:
+        model_: the fitted `ExactGP`, a BoTorch model, in scaled units.
+        report_: what the fit did.
+        scaling_: between the caller's units and the model's.
+        n_features_in_, feature_names_in_: of the training inputs.
+
+    Raises:
+        MemoryLimitError: by `fit`, if the covariance matrix would not fit into memory.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.linspace(0, 6, 40).reshape(-1, 1)
+        >>> model = GPRegressor().fit(X, np.sin(X[:, 0]))
+        >>> mean, std = model.predict([[1.5]], return_std=True)
+        >>> bool(abs(mean[0] - np.sin(1.5)) < 0.01 and std[0] < 0.05)
+        True
+    """
+
+    model_: ExactGP
+
+    def __init__(
+        self,
+        kernel: Kernel | None = None,
+        noise: float | ArrayLike | None = None,
+        solver: Cholesky | None = None,
+        n_restarts: int = 0,
+        scale: str | None = "standardise",
+        random_state: Any = None,
+    ) -> None:
+        self.kernel = kernel
+        self.noise = noise
+        self.solver = solver
+        self.n_restarts = n_restarts
+        self.scale = scale
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "GPRegressor":
+        """Learn hyperparameters by the marginal likelihood and their priors, and condition on the data.
+
+        Args:
+            X: ``(n, d)``, array or frame.
+            y: ``(n,)``.
+        """
+        inputs = checked_inputs(self, X, reset=True)
+        targets = checked_targets(self, y, len(inputs))
+        expect_memory(len(inputs), matrices=1)
+        self.scaling_ = Scaling.learn(inputs, targets, self.scale)
+        kernel = deepcopy(self.kernel)
+        noise = self._scaled_noise(len(targets))
+        model = ExactGP(self.scaling_.inputs(inputs), self.scaling_.targets(targets), kernel=kernel, noise=noise)
+        seed = int(check_random_state(self.random_state).randint(2**31)) if self.n_restarts else None
+        self.report_ = fit(model, solver=self.solver, n_restarts=self.n_restarts, seed=seed)
+        self.model_ = model.requires_grad_(False)
+        return self
+
+    def _scaled_noise(self, n: int) -> Tensor | None:
+        if self.noise is None:
+            return None
+        noise = np.asarray(self.noise, dtype=np.float64)
+        if noise.shape not in ((), (n,)):
+            raise ShapeError(f"`noise` must be a number or have shape ({n},); got {noise.shape}.")
+        if not np.all(noise > 0) or not np.all(np.isfinite(noise)):
+            raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {noise.min()}.")
+        return torch.from_numpy(noise / self.scaling_.y_scale**2)
+
+    def leave_one_out(self) -> Predictive:
+        """p(y_i | all other training targets) for each i, in closed form with the fitted hyperparameters.
+
+        Source: Rasmussen and Williams (2006), eq. 5.12.
+        """
+        self._inputs(np.zeros((1, self.n_features_in_)))
+        mean, variance = self.model_.leave_one_out()
+        return self.scaling_.predictive(Predictive.gaussian(mean.numpy(), variance.numpy()))
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `io.Savable`."""
+        arguments, tensors = self.arguments_to_parts()
+        model = self.model_
+        tensors |= {"X": model.X, "y": model.y, **tensors_of(model, "model")}
+        return {**self._common_parts(), "arguments": arguments, "kernel": describe_kernel(model.covar_module)}, tensors
+
+    @classmethod
+    def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "GPRegressor":
+        """See `io.Savable`."""
+        estimator = cls.arguments_from_parts(data["arguments"], tensors)
+        estimator._restore_common(data)
+        X, y = tensors["X"], tensors["y"]
+        noise = None if estimator.noise is None else estimator._scaled_noise(len(y))
+        model = ExactGP(X, y, kernel=build_kernel(data["kernel"]), noise=noise)
+        set_tensors(model, "model", tensors)
+        estimator.model_ = model.requires_grad_(False)
+        return estimator
+
+    def arguments_to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The constructor's arguments as JSON-able data and tensors."""
+        kernel = None if self.kernel is None else describe_kernel(self.kernel)
+        arguments = {
+            "kernel": kernel,
+            "noise": None if self.noise is None else np.asarray(self.noise, dtype=np.float64).tolist(),
+            "solver": self.solver is not None,
+            "n_restarts": self.n_restarts,
+            "scale": self.scale,
+            "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+        }
+        return arguments, {} if self.kernel is None else tensors_of(self.kernel, "kernel")
+
+    @classmethod
+    def arguments_from_parts(cls, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> "GPRegressor":
+        """An unfitted estimator of stored arguments."""
+        kernel = None
+        if arguments["kernel"] is not None:
+            kernel = build_kernel(arguments["kernel"])
+            set_tensors(kernel, "kernel", tensors)
+        solver = Cholesky() if arguments["solver"] else None
+        return cls(**{**arguments, "kernel": kernel, "solver": solver})
+
+    def _predictive(self, X: Tensor, *, include_noise: bool) -> Predictive:
+        mean, variance = self.model_.marginals(X)
+        noise = self.model_.new_noise() if include_noise else 0.0
+        return Predictive.gaussian(mean.numpy(), (variance + noise).numpy())
+
+    def _covariance(self, X: Tensor) -> Tensor:
+        _, covariance = self.model_.latent(X)
+        lapack.diagonal(covariance).add_(self.model_.new_noise())
+        return covariance
+
+    def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        mean, covariance = self.model_.latent(X)
+        lapack.diagonal(covariance).add_(self.model_.new_noise())
+        L = torch.linalg.cholesky(covariance)
+        standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
+        return mean + standard @ L.mT
+
+

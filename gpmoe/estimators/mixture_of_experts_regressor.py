@@ -1,0 +1,187 @@
+"""Regression with a mixture of GP experts, front door."""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from gpmoe.distributions import Predictive
+from gpmoe.errors import InputError
+from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.gp_regressor import GPRegressor
+from gpmoe.estimators.memory import expect_memory
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.gates import Gate
+from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
+from gpmoe.inference.vbem import choose_n_experts, fit_mixture
+from gpmoe.kernels.description import build_kernel, describe_kernel
+from gpmoe.models.mixture_of_experts import MixtureOfExperts
+
+Array = NDArray[np.float64]
+
+
+class MixtureOfExpertsRegressor(ProbabilisticRegressor):
+    """Mixture of exact GP experts with a probabilistic gate, in the caller's units.
+
+    Where noise, smoothness or scale change across the input space, one stationary GP compromises; a mixture gives
+    each regime an expert and predicts with the whole mixture density.
+
+    Args:
+        n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises.
+        expert: an unfitted `GPRegressor` whose kernel and noise each expert takes; the default one if None.
+        gate: "softmax" (linear boundaries), "constant", "gp", or a `gpmoe.gates.Gate` of `n_experts`.
+        inference: "vbem", conjugate variational EM.
+        random_state: fixes the starts of EM.
+
+    Attributes:
+        model_: the fitted `MixtureOfExperts`, whose posterior BoTorch can sample, in scaled units.
+        report_: what the fit did; its objective is the evidence bound.
+        n_experts_: number of experts fitted.
+        responsibilities_: ``(n, k)``, probability that each expert made each training point.
+        scaling_: between the caller's units and the model's.
+        n_features_in_, feature_names_in_: of the training inputs.
+
+    Example:
+        >>> from gpmoe.data import load_motorcycle
+        >>> X, y = load_motorcycle()
+        >>> model = MixtureOfExpertsRegressor(n_experts=2, random_state=0).fit(X, y)
+        >>> model.predict_gate_probs([[5.0], [30.0]]).argmax(axis=1).tolist() in ([0, 1], [1, 0])
+        True
+    """
+
+    model_: MixtureOfExperts
+
+    def __init__(
+        self,
+        n_experts: int | str = "auto",
+        expert: GPRegressor | None = None,
+        gate: str | Gate = "softmax",
+        inference: str = "vbem",
+        random_state: Any = None,
+    ) -> None:
+        self.n_experts = n_experts
+        self.expert = expert
+        self.gate = gate
+        self.inference = inference
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "MixtureOfExpertsRegressor":
+        """Fit experts and gate, and condition on the data.
+
+        Args:
+            X: ``(n, d)``, array or frame.
+            y: ``(n,)``.
+        """
+        self._check_arguments()
+        inputs = checked_inputs(self, X, reset=True)
+        targets = checked_targets(self, y, len(inputs))
+        expert = GPRegressor() if self.expert is None else self.expert
+        self.scaling_ = Scaling.learn(inputs, targets, expert.scale)
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        if self.n_experts == "auto":
+            expect_memory(len(inputs), matrices=4)
+            model, self.report_ = choose_n_experts(lambda k: self._model(k, expert, inputs, targets), seed=seed)
+        else:
+            expect_memory(len(inputs), matrices=int(self.n_experts))
+            model = self._model(int(self.n_experts), expert, inputs, targets)
+            self.report_ = fit_mixture(model, solver=expert.solver, seed=seed)
+        self.model_ = model.requires_grad_(False)
+        self.n_experts_ = model.n_experts
+        self.responsibilities_: Array = model.responsibilities.numpy()
+        return self
+
+    def _check_arguments(self) -> None:
+        if self.inference != "vbem":
+            raise InputError(f"`inference` must be 'vbem'; got {self.inference!r}.")
+        if self.n_experts != "auto" and (not isinstance(self.n_experts, (int, np.integer)) or self.n_experts < 1):
+            raise InputError(f"`n_experts` must be 'auto' or a whole number of at least 1; got {self.n_experts!r}.")
+        if self.n_experts == "auto" and not isinstance(self.gate, str):
+            raise InputError("a `gate` object has a fixed number of experts: pass that number as `n_experts` too.")
+
+    def _model(self, n_experts: int, expert: GPRegressor, inputs: Array, targets: Array) -> MixtureOfExperts:
+        noise = None
+        if expert.noise is not None:
+            if np.ndim(expert.noise):
+                raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
+            noise = float(expert.noise) / self.scaling_.y_scale**2  # type: ignore[arg-type]
+        return MixtureOfExperts(
+            self.scaling_.inputs(inputs),
+            self.scaling_.targets(targets),
+            n_experts=n_experts,
+            kernel=expert.kernel,
+            noise=noise,
+            gate=deepcopy(self.gate),
+        )
+
+    def predict_gate_probs(self, X: Any) -> Array:
+        """Probability of each expert at each row of X ``(m, d)``, ``(m, k)``; rows sum to one."""
+        with torch.no_grad():
+            probs: Array = self.model_.gate_probs(self._inputs(X)).numpy()
+        return probs
+
+    def leave_one_out(self) -> Predictive:
+        """p(y_i | all other training targets) for each i; see `MixtureOfExperts.leave_one_out`."""
+        self._inputs(np.zeros((1, self.n_features_in_)))
+        return self.scaling_.predictive(self.model_.leave_one_out())
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `io.Savable`."""
+        expert, tensors = (None, {}) if self.expert is None else self.expert.arguments_to_parts()
+        model = self.model_
+        own = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
+        tensors |= {**own, **tensors_of(model, "model"), **buffers_of(model.gate, "gate")}
+        data = {
+            "arguments": {
+                "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
+                "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
+                "inference": self.inference,
+                "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            },
+            "expert": expert,
+            "kernels": [describe_kernel(part.covar_module) for part in model.experts],
+            "gate": describe_gate(model.gate),
+        }
+        return {**self._common_parts(), **data}, tensors
+
+    @classmethod
+    def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "MixtureOfExpertsRegressor":
+        """See `io.Savable`."""
+        expert = None if data["expert"] is None else GPRegressor.arguments_from_parts(data["expert"], tensors)
+        arguments = data["arguments"]
+        gate = arguments["gate"] if isinstance(arguments["gate"], str) else build_gate(arguments["gate"])
+        estimator = cls(**{**arguments, "gate": gate}, expert=expert)
+        estimator._restore_common(data)
+        kernels = [build_kernel(part) for part in data["kernels"]]
+        noise = None if expert is None or expert.noise is None else float(expert.noise) / estimator.scaling_.y_scale**2  # type: ignore[arg-type]
+        model = MixtureOfExperts(
+            tensors["X"],
+            tensors["y"],
+            n_experts=len(kernels),
+            kernel=kernels,
+            noise=noise,
+            gate=build_gate(data["gate"]),
+        )
+        set_tensors(model, "model", tensors)
+        set_buffers(model.gate, "gate", tensors)
+        model.restore_responsibilities(tensors["responsibilities"])
+        estimator.model_ = model.requires_grad_(False)
+        estimator.n_experts_ = model.n_experts
+        estimator.responsibilities_ = model.responsibilities.numpy()
+        return estimator
+
+    def _predictive(self, X: Tensor, *, include_noise: bool) -> Predictive:
+        return self.model_.predictive(X, include_noise=include_noise)
+
+    def _covariance(self, X: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model_.posterior(X, observation_noise=True).covariance
+
+    def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            posterior = self.model_.posterior(X, observation_noise=True)
+            base = torch.randn(n_samples, *posterior.base_sample_shape, generator=generator, dtype=X.dtype)
+            return posterior.rsample_from_base_samples(torch.Size([n_samples]), base).squeeze(-1)

@@ -1,0 +1,180 @@
+"""A gate made of Gaussian processes.
+
+Expert j is taken with probability π_j = σ(h_j) prod_{i<j} (1 - σ(h_i)), h_j ~ GP, the last one with what remains;
+for two experts this is the logistic GP classifier. Given ξ the bound of Jaakkola and Jordan, which equals Pólya-Gamma
+augmentation, is quadratic in h_j, so q(h_j) is a GP regression on z with noise 1/ω:
+
+| symbol | name in code | shape |
+|---|---|---|
+| N_j = sum_{i>=j} r_i, mass that reaches stick j | `mass` | (n,) |
+| ξ_j = sqrt(E h_j²) | `xi` | (n, k - 1) |
+| ω = N tanh(ξ/2) / (2ξ), z = (r - N/2) / ω | `omega`, `z` | (n,) |
+
+Source: Jaakkola and Jordan (2000), Bayesian parameter estimation via variational methods, sec. 2; Linderman, Johnson
+and Adams (2015), Dependent multinomial models made easy, sec. 3.
+"""
+
+import math
+from typing import NamedTuple
+
+import gpytorch
+import numpy as np
+import torch
+from gpytorch.constraints import Positive
+from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
+from gpytorch.priors import GammaPrior, LogNormalPrior
+from torch import Tensor
+
+from gpmoe.linalg import lapack
+from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
+from gpmoe.linalg.likelihood import gaussian_log_likelihood
+from gpmoe.linalg.stationary import fill_covariance
+
+_LEAST_MASS = 1e-12
+
+
+class _Stick(NamedTuple):
+    """One stick's rows, pseudo-observations and posterior."""
+
+    rows: Tensor
+    X: Tensor
+    L: Tensor
+    alpha: Tensor
+
+
+class GPGate(gpytorch.Module):
+    """Logistic stick-breaking of k - 1 Gaussian processes, with closed-form variational updates.
+
+    Args:
+        n_experts: k.
+        n_features: d.
+        kernel: a GPyTorch kernel, shared by the sticks; Matérn-5/2 with one lengthscale and priors that keep the gate
+            smooth if None.
+
+    Example:
+        >>> X = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(-1)
+        >>> gate = GPGate(2, 1)
+        >>> gate.fit_step(X, torch.cat([X.abs() < 0.5, X.abs() >= 0.5], -1).double())
+        >>> gate.log_probs(X)[[0, 10, 19]].argmax(-1).tolist()
+        [1, 0, 1]
+    """
+
+    def __init__(self, n_experts: int, n_features: int, kernel: Kernel | None = None) -> None:
+        super().__init__()
+        self.n_experts = n_experts
+        self.kernel = (_smooth_kernel(n_features) if kernel is None else kernel).double()
+        self.register_buffer("prior_mean", _even_sticks(n_experts))
+        self.register_buffer("xi", torch.zeros(0, n_experts - 1, dtype=torch.float64))
+        self.register_buffer("X", torch.zeros(0, n_features, dtype=torch.float64))
+        self.register_buffer("responsibilities", torch.zeros(0, n_experts, dtype=torch.float64))
+        self._workspace = Workspace()
+        self._sticks: list[_Stick] | None = None
+
+    def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
+        """Update q(h) and ξ in turn, a few times."""
+        if self.xi.shape[0] != X.shape[0]:
+            self.xi = torch.ones(X.shape[0], self.n_experts - 1, dtype=X.dtype)
+        self.X, self.responsibilities = X, responsibilities
+        for _ in range(3):
+            self._sticks = None
+            mean, variance = self._moments(X)
+            self.xi = (mean.square() + variance).sqrt()
+        self._sticks = None
+
+    def expected_log_probs(self, X: Tensor) -> Tensor:
+        mean, variance = self._moments(X)
+        second = mean.square() + variance
+        xi = self.xi
+        taken = torch.nn.functional.logsigmoid(xi) - xi / 2 + mean / 2 - _lambda(xi) * (second - xi.square())
+        return _break_sticks(taken, taken - mean)
+
+    def bound(self, X: Tensor, responsibilities: Tensor) -> Tensor:
+        """See `Gate`; differentiable in the kernel's parameters, with q(h) at its optimum for them."""
+        total = X.new_zeros(())
+        for j in range(self.n_experts - 1):
+            rows, z, omega, mass = self._pseudo(responsibilities, j)
+            xi = self.xi[rows, j]
+            mean = self.prior_mean[j]
+            gaussian = gaussian_log_likelihood(self.kernel, X[rows], z - mean, 1 / omega, workspace=self._workspace)
+            constant = mass * (torch.nn.functional.logsigmoid(xi) - xi / 2) + 0.5 * omega * xi.square()
+            density = 0.5 * (2 * math.pi / omega).log() + 0.5 * omega * z.square()
+            total = total + gaussian + (constant + density).sum()
+        return total
+
+    def log_occam_factor(self, X: Tensor) -> Tensor:
+        """Zero: the bound integrates over the gate already."""
+        return X.new_zeros(())
+
+    def log_probs(self, X: Tensor) -> Tensor:
+        """log E[π_k(x)], by Gauss-Hermite quadrature of each stick; sticks are independent under q."""
+        flat = X.reshape(-1, X.shape[-1])
+        mean, variance = self._moments(flat)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+        h = mean.unsqueeze(-1) + variance.sqrt().unsqueeze(-1) * torch.from_numpy(nodes)
+        weight = torch.from_numpy(weights / weights.sum()).log()
+        taken = torch.logsumexp(torch.nn.functional.logsigmoid(h) + weight, -1)
+        passed = torch.logsumexp(torch.nn.functional.logsigmoid(-h) + weight, -1)
+        return _break_sticks(taken, passed).reshape(*X.shape[:-1], self.n_experts)
+
+    def _pseudo(self, responsibilities: Tensor, j: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows that reach stick j, and their z, ω and mass."""
+        mass = responsibilities[:, j:].sum(-1)
+        rows = (mass > _LEAST_MASS).nonzero().squeeze(-1)
+        mass = mass[rows]
+        omega = 2 * mass * _lambda(self.xi[rows, j])
+        return rows, (responsibilities[rows, j] - mass / 2) / omega, omega, mass
+
+    def _moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(h) at X ``(m, d)``, ``(m, k - 1)`` each."""
+        with torch.no_grad():
+            if self._sticks is None:
+                self._sticks = [self._solve(j) for j in range(self.n_experts - 1)]
+            means, variances = [], []
+            for j, stick in enumerate(self._sticks):
+                K = X.new_empty(len(X), len(stick.rows))
+                fill_covariance(self.kernel, X, stick.X, K)
+                means.append(self.prior_mean[j] + K @ stick.alpha)
+                V = lapack.solve_triangular(stick.L, K.mT, overwrite=True)
+                prior = self.kernel(X, diag=True)
+                variances.append((prior - V.square().sum(0)).clamp_min(1e-12))
+            return torch.stack(means, -1), torch.stack(variances, -1)
+
+    def _solve(self, j: int) -> _Stick:
+        rows, z, omega, _ = self._pseudo(self.responsibilities, j)
+        X = self.X[rows]
+        L = X.new_empty(len(X), len(X))
+
+        def fill(C: Tensor) -> None:
+            fill_covariance(self.kernel, X, None, C)
+            lapack.diagonal(C).add_(1 / omega)
+
+        cholesky_with_jitter_(fill, L)
+        return _Stick(rows, X, L, lapack.cholesky_solve(L, z - self.prior_mean[j]))
+
+
+def _lambda(xi: Tensor) -> Tensor:
+    """tanh(ξ/2) / (4ξ), 1/8 at ξ = 0."""
+    safe = xi.clamp_min(1e-6)
+    return torch.tanh(safe / 2) / (4 * safe)
+
+
+def _break_sticks(taken: Tensor, passed: Tensor) -> Tensor:
+    """log π ``(m, k)`` from log σ(h) and log(1 - σ(h)), ``(m, k - 1)`` each."""
+    before = torch.cat([torch.zeros_like(passed[:, :1]), passed.cumsum(-1)], -1)
+    return before + torch.cat([taken, torch.zeros_like(taken[:, :1])], -1)
+
+
+def _even_sticks(k: int) -> Tensor:
+    """Prior means under which every expert has probability 1/k: σ(h_j) = 1/(k - j)."""
+    left = torch.arange(k, 1, -1, dtype=torch.float64)
+    return -(left - 1).log()
+
+
+def _smooth_kernel(n_features: int) -> Kernel:
+    """Matérn-5/2 of one lengthscale about √d, and logits that may be large."""
+    prior = LogNormalPrior(0.5 * math.log(n_features), 0.75)
+    matern = MaternKernel(nu=2.5, lengthscale_prior=prior, lengthscale_constraint=Positive())
+    matern.lengthscale = math.sqrt(n_features)
+    kernel = ScaleKernel(matern, outputscale_prior=GammaPrior(2.0, 0.15))
+    kernel.outputscale = 10.0
+    return kernel

@@ -1,0 +1,100 @@
+"""A gate linear in the input.
+
+| symbol | name in code | shape |
+|---|---|---|
+| A = [1, X] | `A` | (n, d + 1) |
+| W | `weights` | (d + 1, k) |
+| π = softmax(A W) | `log_probs` | (n, k) |
+| prior W ~ N(0, 1/λ) | `precision` | λ |
+"""
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from gpmoe.linalg import lapack
+
+
+class SoftmaxGate(gpytorch.Module):
+    """Multinomial logistic regression: π_k(x) ∝ exp(w_k'[1, x]), with a Gaussian prior on the weights.
+
+    The prior's standard deviation, 10 for inputs of unit variance, lets a boundary be as sharp as a tenth of a
+    standard deviation of the input but not a step.
+
+    Args:
+        n_experts: k.
+        n_features: d.
+        precision: of the prior, λ.
+
+    Source: Jordan and Jacobs (1994), Hierarchical Mixtures of Experts, sec. 3; the Newton step is Bishop (2006), eq.
+        4.109-4.110.
+
+    Example:
+        >>> X = torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(-1)
+        >>> gate = SoftmaxGate(2, 1)
+        >>> gate.fit_step(X, torch.cat([X < 0, X >= 0], -1).double())
+        >>> gate.log_probs(X[:1]).argmax().item()
+        0
+    """
+
+    def __init__(self, n_experts: int, n_features: int, precision: float = 0.01) -> None:
+        super().__init__()
+        self.n_experts = n_experts
+        self.precision = precision
+        self.register_buffer("weights", torch.zeros(n_features + 1, n_experts, dtype=torch.float64))
+
+    def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
+        """Newton's method with step halving to the posterior mode of the weights."""
+        A = _with_one(X)
+        value = self._objective(self.weights, A, responsibilities)
+        for _ in range(50):
+            step = self._newton_step(A, responsibilities)
+            size = 1.0
+            trial = self.weights + step
+            new = self._objective(trial, A, responsibilities)
+            while new < value and size > 1e-6:
+                size /= 2
+                trial = self.weights + size * step
+                new = self._objective(trial, A, responsibilities)
+            if new < value:
+                return
+            self.weights, gained, value = trial, float(new - value), new
+            if gained < 1e-10 * max(1.0, abs(float(value))):
+                return
+
+    def _objective(self, weights: Tensor, A: Tensor, responsibilities: Tensor) -> Tensor:
+        log_likelihood = (responsibilities * torch.log_softmax(A @ weights, -1)).sum()
+        return log_likelihood - 0.5 * self.precision * weights.square().sum()
+
+    def _newton_step(self, A: Tensor, responsibilities: Tensor) -> Tensor:
+        """H⁻¹ g."""
+        probs = torch.softmax(A @ self.weights, -1)
+        gradient = A.mT @ (responsibilities - probs) - self.precision * self.weights
+        return torch.linalg.solve(self._hessian(A), gradient.reshape(-1)).reshape(self.weights.shape)
+
+    def _hessian(self, A: Tensor) -> Tensor:
+        """H of the negative objective, ``((d + 1) k, (d + 1) k)``."""
+        size = self.weights.numel()
+        probs = torch.softmax(A @ self.weights, -1)
+        curvature = torch.diag_embed(probs) - probs.unsqueeze(-1) * probs.unsqueeze(-2)
+        H = torch.einsum("ni,nkl,nj->ikjl", A, curvature, A).reshape(size, size)
+        lapack.diagonal(H).add_(self.precision)
+        return H
+
+    def expected_log_probs(self, X: Tensor) -> Tensor:
+        return self.log_probs(X)
+
+    def bound(self, X: Tensor, responsibilities: Tensor) -> Tensor:
+        return self._objective(self.weights, _with_one(X), responsibilities)
+
+    def log_occam_factor(self, X: Tensor) -> Tensor:
+        """-½ log|H/λ|, Laplace's approximation of what the weights' posterior is narrower than their prior."""
+        _, log_det = torch.linalg.slogdet(self._hessian(_with_one(X)) / self.precision)
+        return -0.5 * log_det
+
+    def log_probs(self, X: Tensor) -> Tensor:
+        return torch.log_softmax(_with_one(X) @ self.weights, -1)
+
+
+def _with_one(X: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(X[..., :1]), X], -1)

@@ -1,0 +1,309 @@
+"""Conjugate variational EM for mixtures of exact GP experts.
+
+q(z) prod_k q(f_k) q(gate), with q(z_n = k) = r_nk. Given r, expert k is a GP that sees point n with noise σ_k²/r_nk, so
+q(f_k) is closed form and integrates out of the bound:
+
+    bound = sum_k log Z_k + E[log gate] - KL(gate) - sum_nk r_nk log r_nk + log priors
+    log Z_k = log N(y; m, K_k + σ_k² diag(1/r_k)) + ½ sum_n [(1 - r_nk) log 2πσ_k² - log r_nk]
+
+where a point with r_nk = 0 is not there. Each step, of r, of the gate and of the hyperparameters, can only raise it.
+
+Source: Nguyen and Bonilla (2014), Fast Allocation of Gaussian Process Experts, eq. 15-17, with exact experts.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.cluster import KMeans
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from gpmoe.inference.fit import climb, fit_quietly
+from gpmoe.inference.marginal_likelihood import log_prior
+from gpmoe.inference.report import FitReport, warn_about
+from gpmoe.inference.solver import Cholesky
+from gpmoe.linalg import lapack
+from gpmoe.linalg.threads import threads_for
+from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.mixture_of_experts import MixtureOfExperts
+
+_STEPS = 4  # of L-BFGS in each M-step
+_TOLERANCE = 1e-5  # nats a point by which an iteration must raise the bound to go on
+_SCREENING = 4  # iterations that each start gets before the best goes on
+
+
+def expert_evidence(expert: ExactGP) -> Tensor:
+    """log Z_k of an expert whose weights are its responsibilities; a scalar in nats, differentiable."""
+    weights = cast(Tensor, expert.weights)
+    log_noise = (2 * math.pi * expert.likelihood.noise).log()
+    return expert.log_marginal_likelihood() + 0.5 * ((1 - weights) * log_noise - weights.log()).sum()
+
+
+def expected_log_likelihood(expert: ExactGP, X: Tensor, y: Tensor) -> Tensor:
+    """E_q(f)[log N(y_n | f(x_n), σ²)], ``(n,)``, nats."""
+    mean, variance = expert.marginals(X)
+    noise = expert.likelihood.noise.detach()
+    return -0.5 * ((2 * math.pi * noise).log() + ((y - mean).square() + variance) / noise)
+
+
+def fit_mixture(
+    moe: MixtureOfExperts,
+    *,
+    solver: Cholesky | None = None,
+    n_restarts: int = 5,
+    seed: int | None = None,
+    max_iterations: int = 200,
+) -> FitReport:
+    """Fit gate, experts and responsibilities, in place.
+
+    One GP is fitted to all points. Each start assigns the points to experts by another clustering of inputs, targets
+    and that GP's residuals and runs a few iterations from the GP's hyperparameters; the best goes on to its end.
+
+    Args:
+        moe: the model; with one expert this is `fit` on it.
+        solver: `Cholesky()` if None.
+        n_restarts: number of starts, which run through joblib.
+        seed: for the clusterings.
+        max_iterations: of variational EM.
+
+    Returns:
+        The report; its objective is the bound.
+
+    Warns:
+        NotConvergedWarning, JitterWarning: as `fit` does.
+    """
+    search = _Search(solver or Cholesky(), n_restarts, seed, max_iterations, _single_expert(moe))
+    report = search.fit(moe, [])
+    warn_about(report, stacklevel=3)
+    return report
+
+
+def choose_n_experts(
+    make: Callable[[int], MixtureOfExperts],
+    *,
+    solver: Cholesky | None = None,
+    n_restarts: int = 5,
+    seed: int | None = None,
+    max_iterations: int = 200,
+    most: int = 5,
+) -> tuple[MixtureOfExperts, FitReport]:
+    """Fit mixtures of one, two, ... experts and keep the one with the largest approximate log evidence.
+
+    The evidence is the bound plus Laplace's approximation for the gate's point estimate plus log k!, for the
+    relabellings that the bound does not see. Each mixture also starts from the ones before it with one expert split.
+    The search ends after two sizes in a row that bring nothing, or where an expert would be left with fewer than ten
+    points on average.
+
+    Args:
+        make: an unfitted model of so many experts.
+        solver, n_restarts, seed, max_iterations: as for `fit_mixture`.
+        most: the largest mixture to try.
+
+    Returns:
+        The model and its report.
+    """
+    first = make(1)
+    search = _Search(solver or Cholesky(), n_restarts, seed, max_iterations, _single_expert(first))
+    fitted = [(first, search.fit(first, []))]
+    scores = [fitted[0][1].objective_trace[-1]]
+    for k in range(2, min(most, len(cast(Tensor, first.y)) // 10) + 1):
+        if k - 1 - int(np.argmax(scores)) > 2:
+            break
+        moe = make(k)
+        report = search.fit(moe, split_experts(fitted[-1][0]))
+        fitted.append((moe, report))
+        scores.append(_log_evidence(moe, report))
+    moe, report = fitted[int(np.argmax(scores))]
+    warn_about(report, stacklevel=3)
+    return moe, report
+
+
+def _log_evidence(moe: MixtureOfExperts, report: FitReport) -> float:
+    occam = float(moe.gate.log_occam_factor(cast(Tensor, moe.X)))
+    return report.objective_trace[-1] + occam + math.lgamma(moe.n_experts + 1)
+
+
+class _Search:
+    """Starts, screening and the final run, around one GP that is fitted to all points once."""
+
+    def __init__(
+        self, solver: Cholesky, n_restarts: int, seed: int | None, max_iterations: int, single: ExactGP
+    ) -> None:
+        self.solver = solver
+        self.n_restarts = n_restarts
+        self.seed = seed
+        self.max_iterations = max_iterations
+        self.single = single
+        self.with_one = fit_quietly(single, solver=solver)
+
+    def fit(self, moe: MixtureOfExperts, extra_starts: list[Tensor]) -> FitReport:
+        """Fit a mixture of any size, in place."""
+        start = time.perf_counter()
+        for expert in moe.experts:
+            _copy_parameters(self.single, cast(ExactGP, expert))
+        if moe.n_experts == 1:
+            return self.with_one
+        with threads_for(len(cast(Tensor, moe.y))):
+            starts = initial_responsibilities(moe, self.single, self.n_restarts, self.seed) + extra_starts
+        jobs = (delayed(_screen)(deepcopy(moe), r, self.solver, lapack.provider()) for r in starts)
+        screened: list[_Run] = Parallel()(jobs)
+        best = max(screened, key=lambda run: run.trace[-1])
+        end = run_em(best.moe, self.solver, self.max_iterations, _TOLERANCE * len(cast(Tensor, moe.y)))
+        moe.experts, moe.gate = end.moe.experts, end.moe.gate
+        moe.responsibilities = end.moe.responsibilities
+        trace = tuple(best.trace + end.trace)
+        return FitReport(
+            objective_trace=trace,
+            iterations=len(trace),
+            evaluations=sum(run.evaluations for run in screened) + end.evaluations,
+            converged=end.converged,
+            reason="the bound rose by less than the tolerance" if end.converged else "max_iterations reached",
+            jitter=max(cast(ExactGP, expert).factor().jitter for expert in moe.experts),
+            seconds=time.perf_counter() - start,
+            solver=self.with_one.solver,
+            starts=tuple(run.trace[-1] for run in screened),
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model, the bound after each iteration, and how it ended."""
+
+    moe: MixtureOfExperts
+    trace: list[float]
+    evaluations: int
+    converged: bool
+
+
+def _single_expert(moe: MixtureOfExperts) -> ExactGP:
+    """A GP with the first expert's parts on all the data."""
+    single = deepcopy(cast(ExactGP, moe.experts[0]))
+    single.set_data(cast(Tensor, moe.X), cast(Tensor, moe.y))
+    return single
+
+
+def _copy_parameters(source: ExactGP, target: ExactGP) -> None:
+    """Start an expert where the single GP ended, as far as their parameters are the same ones."""
+    values = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():
+        if name in values and values[name].shape == parameter.shape:
+            parameter.data.copy_(values[name].detach())
+
+
+def _screen(moe: MixtureOfExperts, responsibilities: Tensor, solver: Cholesky, name: lapack.Provider) -> _Run:
+    """A few iterations from one assignment; what a worker runs."""
+    with lapack.use_provider(name):
+        moe.set_responsibilities(responsibilities)
+        return run_em(moe, solver, _SCREENING, 0.0)
+
+
+def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, tolerance: float) -> _Run:
+    """Variational EM from the present responsibilities.
+
+    Args:
+        moe: the model, changed in place.
+        solver: how linear systems are solved.
+        max_iterations: the most.
+        tolerance: stop when the bound rises by less, nats.
+
+    Returns:
+        The trace of the bound, which never falls.
+    """
+    trace: list[float] = []
+    evaluations = 0
+    with threads_for(len(cast(Tensor, moe.y))):
+        for _ in range(max_iterations):
+            value, calls = _maximise(moe, solver)
+            trace.append(value)
+            evaluations += calls
+            if len(trace) > 1 and trace[-1] - trace[-2] < tolerance:
+                return _Run(moe, trace, evaluations, True)
+            _assign(moe)
+    return _Run(moe, trace, evaluations, False)
+
+
+def _assign(moe: MixtureOfExperts) -> None:
+    """The E-step: responsibilities at their optimum for the present q(f) and gate."""
+    X, y = cast(Tensor, moe.X), cast(Tensor, moe.y)
+    with torch.no_grad():
+        log_likelihood = torch.stack([expected_log_likelihood(expert, X, y) for expert in moe.experts], -1)
+        moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(X), -1))
+
+
+def _maximise(moe: MixtureOfExperts, solver: Cholesky) -> tuple[float, int]:
+    """The M-step of gate and hyperparameters; returns the bound and the number of likelihoods it took."""
+    X, r = cast(Tensor, moe.X), cast(Tensor, moe.responsibilities)
+    with torch.no_grad():
+        moe.gate.fit_step(X, r)
+    ends = [climb(expert, expert_evidence, solver, max_iterations=_STEPS) for expert in moe.experts]
+    if any(parameter.requires_grad for parameter in moe.gate.parameters()):
+        climb(moe.gate, lambda gate: gate.bound(X, r), solver, max_iterations=_STEPS)
+    gate = float(moe.gate.bound(X, r).detach()) + float(torch.as_tensor(log_prior(moe.gate)).detach())
+    entropy = -float(torch.special.xlogy(r, r).sum())
+    return sum(end.value for end in ends) + gate + entropy, sum(end.evaluations for end in ends)
+
+
+def initial_responsibilities(moe: MixtureOfExperts, single: ExactGP, count: int, seed: int | None) -> list[Tensor]:
+    """Soft assignments from clusterings of inputs, targets and the residuals of one GP.
+
+    Args:
+        moe: gives X, y and the number of experts.
+        single: one GP fitted to all points.
+        count: number of assignments.
+        seed: for the clusterings.
+
+    Returns:
+        `count` tensors ``(n, k)``, with 0.9 on the cluster.
+    """
+    X, y, k = cast(Tensor, moe.X).numpy(), cast(Tensor, moe.y).numpy(), moe.n_experts
+    loo_mean, loo_variance = single.leave_one_out()
+    surprise = ((torch.from_numpy(y) - loo_mean) / loo_variance.sqrt()).numpy()
+    size = np.log(np.abs(surprise) + 0.05)
+    views: list[tuple[Callable[[np.ndarray, int], np.ndarray], np.ndarray]] = [
+        (_gaussian_clusters, np.column_stack([X, y])),
+        (_centroids, np.column_stack([X, size])),
+        (_centroids, X),
+        (_centroids, np.column_stack([X, y])),
+        (_gaussian_clusters, np.column_stack([X, y, size])),
+    ]
+    states = np.random.default_rng(seed).integers(2**31, size=count)
+    starts = []
+    for i in range(count):
+        cluster, view = views[i % len(views)]
+        labels = torch.from_numpy(cluster(view, k, int(states[i])))
+        one_hot = torch.nn.functional.one_hot(labels.long(), k).to(torch.float64)
+        starts.append(0.9 * one_hot + 0.1 / k)
+    return starts
+
+
+def split_experts(moe: MixtureOfExperts) -> list[Tensor]:
+    """For each expert of a fitted mixture, responsibilities ``(n, k + 1)`` with that expert split in two.
+
+    An expert is split where its points are, along the input that spreads them most, at their median.
+    """
+    X, r = cast(Tensor, moe.X), cast(Tensor, moe.responsibilities)
+    starts = []
+    for k in range(moe.n_experts):
+        own = X[r[:, k] > 0.5]
+        if len(own) < 4:
+            continue
+        widest = own.std(0).argmax()
+        right = torch.where(X[:, widest] > own[:, widest].median(), 0.9, 0.1)
+        rest = [r[:, j] for j in range(moe.n_experts) if j != k]
+        starts.append(torch.stack([*rest, r[:, k] * right, r[:, k] * (1 - right)], -1))
+    return starts
+
+
+def _centroids(view: np.ndarray, k: int, seed: int) -> np.ndarray:
+    return KMeans(k, n_init=1, random_state=seed).fit_predict(view)
+
+
+def _gaussian_clusters(view: np.ndarray, k: int, seed: int) -> np.ndarray:
+    return GaussianMixture(k, reg_covar=1e-3, random_state=seed).fit_predict(view)

@@ -1,0 +1,130 @@
+"""Kernels as plain data, so that a file can hold one without running code when it is read.
+
+Known are GPyTorch's kernels, constraints and priors of the tables below, exactly (a subclass may compute something
+else). Parameter values are not part of a description; they travel as tensors under the names of `named_parameters`.
+"""
+
+from typing import Any
+
+import gpytorch
+import torch
+from gpytorch import constraints, kernels, priors
+from gpytorch.kernels import Kernel
+
+from gpmoe.errors import UnsupportedKernelError
+
+_KERNELS: dict[str, tuple[str, ...]] = {
+    "RBFKernel": (),
+    "MaternKernel": ("nu",),
+    "RQKernel": (),
+    "PeriodicKernel": (),
+    "CosineKernel": (),
+    "LinearKernel": (),
+    "ConstantKernel": (),
+    "PolynomialKernel": ("power",),
+    "PiecewisePolynomialKernel": ("q",),
+    "SpectralMixtureKernel": ("num_mixtures",),
+    "ScaleKernel": ("base_kernel",),
+    "AdditiveKernel": ("kernels",),
+    "ProductKernel": ("kernels",),
+}
+_PRIORS: dict[str, tuple[str, ...]] = {
+    "GammaPrior": ("concentration", "rate"),
+    "LogNormalPrior": ("loc", "scale"),
+    "NormalPrior": ("loc", "scale"),
+    "HalfNormalPrior": ("scale",),
+    "HalfCauchyPrior": ("scale",),
+    "UniformPrior": ("low", "high"),
+}
+_CONSTRAINTS = ("Positive", "GreaterThan", "LessThan", "Interval")
+
+
+def describe_kernel(kernel: Kernel) -> dict[str, Any]:
+    """A kernel's structure, priors and constraints as JSON-able data.
+
+    Raises:
+        UnsupportedKernelError: for a kernel, prior or constraint that is not in this module's tables.
+    """
+    name = type(kernel).__name__
+    if name not in _KERNELS or type(kernel) is not getattr(kernels, name):
+        raise UnsupportedKernelError(
+            f"a kernel of type {type(kernel).__module__}.{name} can't be written to a file; known are {', '.join(_KERNELS)}. "
+            "Keep such a model in memory, or save the parameters yourself with torch.save(model.state_dict())."
+        )
+    arguments = {key: _describe_argument(getattr(kernel, key)) for key in _KERNELS[name]}
+    if name in ("RBFKernel", "MaternKernel", "RQKernel", "PeriodicKernel", "SpectralMixtureKernel", "PiecewisePolynomialKernel"):
+        arguments["ard_num_dims"] = kernel.ard_num_dims
+    return {
+        "type": name,
+        "arguments": arguments,
+        "active_dims": None if kernel.active_dims is None else kernel.active_dims.tolist(),
+        "batch_shape": list(kernel.batch_shape) if name not in ("AdditiveKernel", "ProductKernel") else [],
+        "constraints": {key.removesuffix("_constraint"): _describe_constraint(value) for key, value in kernel._constraints.items()},
+        "priors": {key: _describe_prior(kernel, key, value[0]) for key, value in kernel._priors.items()},
+    }
+
+
+def build_kernel(description: dict[str, Any]) -> Kernel:
+    """The kernel that a description stands for, with default parameter values."""
+    name = description["type"]
+    if name not in _KERNELS:
+        raise UnsupportedKernelError(f"unknown kernel type {name!r}.")
+    arguments = dict(description["arguments"])
+    kind = getattr(kernels, name)
+    if name in ("AdditiveKernel", "ProductKernel"):
+        kernel = kind(*(build_kernel(part) for part in arguments["kernels"]))
+    else:
+        if "base_kernel" in arguments:
+            arguments["base_kernel"] = build_kernel(arguments["base_kernel"])
+        elif description["active_dims"] is not None:
+            arguments["active_dims"] = tuple(description["active_dims"])
+        kernel = kind(**arguments, batch_shape=torch.Size(description["batch_shape"]))
+    for key, value in description["constraints"].items():
+        kernel.register_constraint(key, _build_constraint(value))
+    for key, value in description["priors"].items():
+        kernel.register_prior(key, _build_prior(value), key.removesuffix("_prior"))
+    return kernel.double()
+
+
+def _describe_argument(value: Any) -> Any:
+    if isinstance(value, Kernel):
+        return describe_kernel(value)
+    if isinstance(value, torch.nn.ModuleList):
+        return [describe_kernel(part) for part in value]
+    return float(value) if isinstance(value, float) else int(value)
+
+
+def _describe_constraint(constraint: gpytorch.constraints.Interval) -> dict[str, Any]:
+    name = type(constraint).__name__
+    if name not in _CONSTRAINTS:
+        raise UnsupportedKernelError(f"a constraint of type {name} can't be written; known are {', '.join(_CONSTRAINTS)}.")
+    ends = {"lower": constraint.lower_bound, "upper": constraint.upper_bound}
+    finite = {key: end.tolist() for key, end in ends.items() if bool(end.isfinite().all())}
+    return {"type": name, **finite}
+
+
+def _build_constraint(description: dict[str, Any]) -> gpytorch.constraints.Interval:
+    name = description["type"]
+    if name not in _CONSTRAINTS:
+        raise UnsupportedKernelError(f"unknown constraint type {name!r}.")
+    wanted = {"Positive": (), "GreaterThan": ("lower",), "LessThan": ("upper",), "Interval": ("lower", "upper")}[name]
+    return getattr(constraints, name)(*(torch.tensor(description[end], dtype=torch.float64) for end in wanted))
+
+
+def _describe_prior(kernel: Kernel, key: str, prior: gpytorch.priors.Prior) -> dict[str, Any]:
+    name = type(prior).__name__
+    if name not in _PRIORS or not key.endswith("_prior") or key.removesuffix("_prior") not in dir(type(kernel)):
+        raise UnsupportedKernelError(
+            f"the prior {key!r} of type {name} can't be written; known are {', '.join(_PRIORS)} on a kernel's own parameters."
+        )
+    return {"type": name, "arguments": {argument: getattr(prior, argument).tolist() for argument in _PRIORS[name]}}
+
+
+def _build_prior(description: dict[str, Any]) -> gpytorch.priors.Prior:
+    name = description["type"]
+    if name not in _PRIORS:
+        raise UnsupportedKernelError(f"unknown prior type {name!r}.")
+    arguments = {key: torch.tensor(description["arguments"][key]) for key in _PRIORS[name]}
+    if name == "UniformPrior":
+        return priors.UniformPrior(arguments["low"], arguments["high"])
+    return getattr(priors, name)(**arguments)

@@ -1,0 +1,303 @@
+"""A mixture of exact GP experts with a probabilistic gate.
+
+    p(y | x) = sum_k π_k(x) N(y; μ_k(x), v_k(x) + σ_k²)
+
+| symbol | name in code | shape |
+|---|---|---|
+| r, posterior probability that expert k made observation n | `responsibilities` | (n, k) |
+| π, gate | `gate_probs` | (m, k) |
+| μ, v: expert k given all data, point n with noise σ_k²/r_nk | `experts[k]` | |
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import gpytorch
+import torch
+from botorch.acquisition.objective import PosteriorTransform
+from botorch.models.model import Model
+from botorch.posteriors import Posterior
+from botorch.sampling.get_sampler import GetSampler
+from botorch.sampling.normal import IIDNormalSampler
+from gpytorch.kernels import Kernel
+from gpytorch.likelihoods import GaussianLikelihood
+from torch import Tensor
+
+from gpmoe.distributions import Predictive
+from gpmoe.errors import InputError, ShapeError
+from gpmoe.gates import ConstantGate, Gate, GPGate, SoftmaxGate
+from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.gaussian_model import expect_inputs
+
+_LEAST_RESPONSIBILITY = 1e-14  # of less, float64 keeps no trace in the evidence
+
+
+class MixtureOfExperts(gpytorch.Module, Model):
+    """Exact GP experts, each on the whole input space, mixed by a gate.
+
+    Args:
+        X: ``(n, d)``, float64, about unit variance.
+        y: ``(n,)``.
+        n_experts: k.
+        kernel: a GPyTorch kernel for every expert (copied), or one for each; Matérn-5/2 as in `ExactGP` if None.
+        noise: noise variance of every expert, fixed; learned for each if None.
+        gate: "constant", "softmax", "gp" or a `Gate` of k experts.
+
+    Attributes:
+        experts: k `ExactGP`, whose weights are the responsibilities.
+        gate: the gate.
+        responsibilities: ``(n, k)``.
+
+    Raises:
+        InputError: for an unknown gate or a number of experts below one.
+
+    Example:
+        >>> X = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(-1)
+        >>> moe = MixtureOfExperts(X, X.abs().squeeze(-1), n_experts=2)
+        >>> moe.predictive(X[:3])
+        Predictive(mixture of 2 Gaussians, n=3)
+    """
+
+    def __init__(
+        self,
+        X: Tensor,
+        y: Tensor,
+        *,
+        n_experts: int = 2,
+        kernel: Kernel | Sequence[Kernel] | None = None,
+        noise: float | None = None,
+        gate: str | Gate = "softmax",
+    ) -> None:
+        super().__init__()
+        if n_experts < 1:
+            raise InputError(f"`n_experts` must be at least 1; got {n_experts}.")
+        kernels = [deepcopy(kernel)] * n_experts if isinstance(kernel, Kernel) or kernel is None else list(kernel)
+        if len(kernels) != n_experts:
+            raise ShapeError(f"`kernel` must be one kernel or {n_experts}, one for each expert; got {len(kernels)}.")
+        experts = [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise)) for part in kernels]
+        self.register_buffer("X", X)
+        self.register_buffer("y", y)
+        self.experts = torch.nn.ModuleList(experts)
+        self.gate = make_gate(gate, n_experts, X.shape[-1]) if isinstance(gate, str) else gate
+        if self.gate.n_experts != n_experts:
+            raise InputError(f"`gate` must have {n_experts} experts; got one of {self.gate.n_experts}.")
+        self.register_buffer("responsibilities", X.new_full((len(X), n_experts), 1 / n_experts))
+        self.set_responsibilities(self.responsibilities)
+
+    @property
+    def n_experts(self) -> int:
+        """k."""
+        return len(self.experts)
+
+    @property
+    def num_outputs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Empty: one data set."""
+        return torch.Size()
+
+    def set_responsibilities(self, responsibilities: Tensor) -> None:
+        """Give each expert the points it may have made, weighted.
+
+        Responsibilities below 1e-14 become zero, and rows are made to sum to one again.
+
+        Args:
+            responsibilities: ``(n, k)``.
+        """
+        kept = torch.where(responsibilities < _LEAST_RESPONSIBILITY, 0.0, responsibilities)
+        self.restore_responsibilities(kept / kept.sum(-1, keepdim=True))
+
+    def restore_responsibilities(self, responsibilities: Tensor) -> None:
+        """Take responsibilities as they are, to the last bit, from a model that had them."""
+        self.responsibilities = responsibilities
+        for k, expert in enumerate(self.experts):
+            weights = self.responsibilities[:, k]
+            rows = weights > 0
+            if not bool(rows.any()):  # an expert without data is its prior: one point of no weight keeps it a GP
+                rows[0] = True
+            expert.set_data(self.X[rows], self.y[rows], weights[rows].clamp_min(_LEAST_RESPONSIBILITY))
+
+    def gate_probs(self, X: Tensor) -> Tensor:
+        """π_k(x), ``(*batch, m, k)``."""
+        return self.gate.log_probs(X).exp()
+
+    def predictive(self, X: Tensor, *, include_noise: bool = True) -> Predictive:
+        """The full mixture at each new point.
+
+        Args:
+            X: ``(m, d)``.
+            include_noise: p(y | data) if True, p(f | data) if not.
+
+        Returns:
+            A mixture of k Gaussians for each point.
+        """
+        expect_inputs(X, self.X)
+        with torch.no_grad():
+            moments = [expert.marginals(X) for expert in self.experts]
+            means = torch.stack([mean for mean, _ in moments], -1)
+            variances = torch.stack([variance for _, variance in moments], -1)
+            if include_noise:
+                variances = variances + self._noise()
+            return Predictive.mixture(self.gate_probs(X).numpy(), means.numpy(), variances.numpy())
+
+    def leave_one_out(self) -> Predictive:
+        """p(y_i | all other training targets), with hyperparameters, gate and the others' responsibilities kept.
+
+        The point's own share is divided out of each q(f_k): with precision w = r/σ², the cavity at x_i has variance
+        v/(1 - vw) and mean (μ - vwy)/(1 - vw).
+
+        Source: Rasmussen and Williams (2006), eq. 3.56.
+        """
+        with torch.no_grad():
+            moments = [expert.marginals(self.X) for expert in self.experts]
+            mean = torch.stack([mean for mean, _ in moments], -1)
+            variance = torch.stack([variance for _, variance in moments], -1)
+            share = (variance * self.responsibilities / self._noise()).clamp_max(1 - 1e-9)
+            loo_mean = (mean - share * self.y.unsqueeze(-1)) / (1 - share)
+            loo_variance = variance / (1 - share) + self._noise()
+            return Predictive.mixture(self.gate_probs(self.X).numpy(), loo_mean.numpy(), loo_variance.numpy())
+
+    def _noise(self) -> Tensor:
+        """σ_k², ``(k,)``."""
+        return torch.cat([expert.new_noise() for expert in self.experts])
+
+    def posterior(
+        self,
+        X: Tensor,
+        output_indices: list[int] | None = None,
+        observation_noise: bool | Tensor = False,
+        posterior_transform: PosteriorTransform | None = None,
+    ) -> "MixturePosterior":
+        """Joint posterior at new inputs ``(*batch, q, d)``, in the form BoTorch's Monte Carlo acquisitions take.
+
+        The latent function takes expert k at point i with probability π_k(x_i), independently between points.
+
+        Raises:
+            InputError: for a noise tensor or a transform; a mixture is not Gaussian, so neither has a closed form.
+        """
+        if output_indices not in (None, [0]) or posterior_transform is not None or isinstance(observation_noise, Tensor):
+            raise InputError("a mixture's posterior takes neither transforms nor noise tensors; use a Monte Carlo objective.")
+        expect_inputs(X, self.X)
+        joint = [expert.latent(X) for expert in self.experts]
+        mean = torch.stack([mean for mean, _ in joint], -2)
+        covariance = torch.stack([covariance for _, covariance in joint], -3)
+        if observation_noise:
+            covariance = covariance + torch.diag_embed(self._noise().unsqueeze(-1).expand(mean.shape))
+        return MixturePosterior(self.gate_probs(X), mean, covariance)
+
+
+class MixturePosterior(Posterior):
+    """A mixture of k joint Gaussians whose component is drawn at each point.
+
+    Args:
+        gate_probs: ``(*batch, q, k)``.
+        component_mean: ``(*batch, k, q)``.
+        component_covariance: ``(*batch, k, q, q)``.
+    """
+
+    def __init__(self, gate_probs: Tensor, component_mean: Tensor, component_covariance: Tensor) -> None:
+        self.gate_probs = gate_probs
+        self.component_mean = component_mean
+        self.component_covariance = component_covariance
+
+    @property
+    def device(self) -> torch.device:
+        """Of the tensors."""
+        return self.gate_probs.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensors."""
+        return self.gate_probs.dtype
+
+    @property
+    def mean(self) -> Tensor:
+        """``(*batch, q, 1)``."""
+        return (self.gate_probs * self.component_mean.mT).sum(-1, keepdim=True)
+
+    @property
+    def variance(self) -> Tensor:
+        """By the law of total variance, ``(*batch, q, 1)``."""
+        second = self.component_covariance.diagonal(dim1=-2, dim2=-1).mT + self.component_mean.mT.square()
+        return (self.gate_probs * second).sum(-1, keepdim=True) - self.mean.square()
+
+    @property
+    def covariance(self) -> Tensor:
+        """``(*batch, q, q)``: two points share what their experts share."""
+        weight = self.gate_probs.mT
+        shared = (weight.unsqueeze(-1) * weight.unsqueeze(-2) * self.component_covariance).sum(-3)
+        return shared + torch.diag_embed(self.variance.squeeze(-1) - shared.diagonal(dim1=-2, dim2=-1))
+
+    @property
+    def base_sample_shape(self) -> torch.Size:
+        """``(*batch, q, k + 1)``: a normal for each expert and one that picks the expert."""
+        return torch.Size([*self.gate_probs.shape[:-1], self.gate_probs.shape[-1] + 1])
+
+    @property
+    def batch_range(self) -> tuple[int, int]:
+        """Dimensions of the base samples that are batch."""
+        return (0, -2)
+
+    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
+        return torch.Size([*sample_shape, *self.gate_probs.shape[:-1], 1])
+
+    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
+        """Samples from given standard normals.
+
+        Gradients pass through each expert's sample; the choice of the expert is piecewise constant.
+
+        Args:
+            sample_shape: of the samples.
+            base_samples: ``(*sample_shape, *batch, q, k + 1)``.
+
+        Returns:
+            ``(*sample_shape, *batch, q, 1)``.
+        """
+        k = self.gate_probs.shape[-1]
+        pick = torch.special.ndtr(base_samples[..., -1:])
+        chosen = (pick > self.gate_probs.cumsum(-1)).sum(-1, keepdim=True).clamp_max(k - 1)
+        scale = self.component_covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+        eye = torch.eye(self.component_covariance.shape[-1], dtype=self.dtype, device=self.device)
+        L = torch.linalg.cholesky(self.component_covariance + 1e-8 * scale * eye)
+        normals = base_samples[..., :-1].mT.unsqueeze(-1)
+        samples = self.component_mean + (L @ normals).squeeze(-1)
+        return samples.mT.gather(-1, chosen)
+
+    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
+        """Samples ``(*sample_shape, *batch, q, 1)`` from torch's generator."""
+        shape = torch.Size() if sample_shape is None else sample_shape
+        base = torch.randn(*shape, *self.base_sample_shape, dtype=self.dtype, device=self.device)
+        return self.rsample_from_base_samples(shape, base)
+
+
+@GetSampler.register(MixturePosterior)
+def _sampler(posterior: MixturePosterior, sample_shape: torch.Size, *, seed: int | None = None) -> Any:
+    return IIDNormalSampler(sample_shape=sample_shape, seed=seed)
+
+
+def make_gate(name: str, n_experts: int, n_features: int) -> Gate:
+    """A gate by its name: "constant", "softmax" or "gp".
+
+    Raises:
+        InputError: for another name.
+    """
+    if name == "constant":
+        return ConstantGate(n_experts)
+    if name == "softmax":
+        return SoftmaxGate(n_experts, n_features)
+    if name == "gp":
+        return GPGate(n_experts, n_features)
+    raise InputError(f"`gate` must be 'constant', 'softmax', 'gp' or a Gate; got {name!r}.")
+
+
+def _noise(noise: float | None) -> GaussianLikelihood | None:
+    """A likelihood whose variance is fixed; None for a learned one."""
+    if noise is None:
+        return None
+    likelihood = GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(0.0)).double()
+    likelihood.noise = noise
+    return likelihood.requires_grad_(False)

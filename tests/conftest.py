@@ -1,0 +1,26 @@
+"""Small data for all tests, drawn by a generator of their own."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def normal(generator: torch.Generator) -> Callable[..., Tensor]:
+    """Draws a tensor of standard normal numbers in float64."""
+    return lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+@pytest.fixture
+def table(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Twenty noisy values of a smooth function of two inputs: X (20, 2) and y (20,)."""
+    X = 4 * torch.rand(20, 2, dtype=torch.float64, generator=generator)
+    noise = torch.randn(20, dtype=torch.float64, generator=generator)
+    return X, X[:, 0].sin() + 0.3 * X[:, 1] + 0.1 * noise
