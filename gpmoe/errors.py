@@ -25,6 +25,10 @@ class DtypeError(GPMoEError, TypeError):
     """A dtype that can't be used, or two dtypes or devices that differ."""
 
 
+class DifferentiationError(GPMoEError, RuntimeError):
+    """A derivative that gpmoe does not compute."""
+
+
 class NotPositiveDefiniteError(GPMoEError, ValueError):
     """A covariance matrix without a Cholesky factor at the largest jitter allowed."""
 

@@ -1,5 +1,6 @@
 """Checks of shape, dtype and finiteness, made once at the public edge."""
 
+import torch
 from torch import Tensor
 
 from gpmoe.errors import DtypeError, NonFiniteError, ShapeError
@@ -32,7 +33,7 @@ def expect_floating(name: str, tensor: Tensor, *, like: Tensor | None = None) ->
     Raises:
         DtypeError: if it is not. Nothing is ever cast silently.
     """
-    if not tensor.is_floating_point():
+    if tensor.dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"`{name}` must be float32 or float64; got {tensor.dtype}. Convert it: `{name}.double()`.")
     if like is not None and (tensor.dtype, tensor.device) != (like.dtype, like.device):
         raise DtypeError(

@@ -190,7 +190,7 @@ def test_noise_of_later_observations_is_that_of_the_base(gp: ExactGP, normal: No
     assert_close(difference, NOISE * torch.eye(5, dtype=torch.float64), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("noise", [1e-9, 1e-14])
+@pytest.mark.parametrize("noise", [1e-6, 1e-9])
 def test_repeated_observations_with_little_noise_give_their_mean(noise: float, gp: ExactGP, normal: Normal) -> None:
     X = torch.tensor([[8.0, 8.0]], dtype=torch.float64)
     Y, variance = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.full((2, 1), noise, dtype=torch.float64)

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from torch.nn import Parameter
 
 from gpmoe.errors import NotPositiveDefiniteError
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, prior_of
+from gpmoe.inference.plain_evidence import PlainEvidence, plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
-from gpmoe.linalg.threads import threads_for
+from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
 
 Objective = Callable[[Any], Tensor]
@@ -119,65 +120,92 @@ def _climb_copy(
     gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
 ) -> End:
     """Climb on a copy, with the parent's LAPACK; what a worker runs."""
-    with lapack.use_provider(name):
+    with lapack.use_provider(name), at_most_threads(1):  # one thread in any process, so that results don't depend on which
         copy = deepcopy(gp)
         Coordinates(copy).write(x)
         return climb(copy, objective, solver, max_iterations=max_iterations)
 
 
 def climb(model: gpytorch.Module, objective: Objective, solver: Cholesky, *, max_iterations: int) -> End:
-    """L-BFGS-B from a model's present parameters, resumed once from where a line search failed.
+    """L-BFGS-B from a model's present parameters, in place; the log priors are added to the objective."""
+    plain = plain_evidence(model) if objective is log_marginal_likelihood and model.weights is None else None
+    return Climber(model, objective, plain).climb(solver, max_iterations)
+
+
+class Climber:
+    """L-BFGS-B on one model and objective, resumable: what must be looked up in the model is looked up once.
 
     Args:
-        model: changed in place.
+        model: its parameters are changed in place.
         objective: a function of the model to a scalar; the log priors are added.
-        solver: how linear systems are solved.
-        max_iterations: the most.
-
-    Returns:
-        Where it ended.
+        plain: the same sum written out, if the model has one.
     """
-    coordinates = Coordinates(model)
-    x = coordinates.read()
-    rows = max((len(data) for data in model.buffers() if data.dim()), default=0)
-    log_prior = prior_of(model)
-    trace: list[float] = []
-    evaluations = 0
 
-    def loss_and_gradient(x: Vector) -> tuple[float, Vector]:
-        nonlocal evaluations
-        evaluations += 1
-        coordinates.write(x)
-        model.zero_grad(set_to_none=True)
+    def __init__(self, model: gpytorch.Module, objective: Objective, plain: PlainEvidence | None = None) -> None:
+        self.model = model
+        self.objective = objective
+        self.coordinates = Coordinates(model)
+        self.log_prior = prior_of(model)
+        self.plain = plain if plain is not None and self.coordinates.are_plain else None
+        self.evaluations = 0
+
+    def climb(self, solver: Cholesky, max_iterations: int) -> End:
+        """Go up from the present parameters, once more from where a line search failed, and leave them at the top."""
+        x = self.coordinates.read()
+        value, trace, iterations, reason, converged = float("-inf"), [], 0, "no free parameters", True
+        before = self.evaluations
+        rows = max((len(data) for data in self.model.buffers() if data.dim()), default=0)
+        with solver.applied(), torch.enable_grad(), threads_for(rows):
+            if x.size == 0:
+                value = float(self._value().detach())
+                trace.append(value)
+            for _ in range(2 if x.size else 0):
+                result = self._minimise(x, max_iterations, trace)
+                gained = -float(result.fun) - value
+                x, value = result.x, -float(result.fun)
+                iterations, reason = iterations + int(result.nit), str(result.message)
+                converged = bool(result.success) or gained < 1e-6 * max(1.0, abs(value))
+                if result.status != 2:  # 2: the line search failed
+                    break
+        self.coordinates.write(x)
+        return End(x, value, trace, iterations, self.evaluations - before, converged, reason)
+
+    def _value(self) -> Tensor:
+        return self.objective(self.model) + self.log_prior()
+
+    def _loss_and_gradient(self, x: Vector) -> tuple[float, Vector]:
+        self.evaluations += 1
+        if self.plain is None:
+            self.coordinates.write(x)
+            self.model.zero_grad(set_to_none=True)
         try:
-            value = objective(model) + log_prior()
+            if self.plain is not None:
+                return self._plain_loss_and_gradient(x, self.plain)
+            value = self._value()
         except NotPositiveDefiniteError:  # a trial point too far out: the line search must shorten its step
             return float("inf"), np.zeros_like(x)
         value.backward()
-        return -float(value.detach()), -coordinates.gradient(x)
+        return -float(value.detach()), -self.coordinates.gradient(x)
 
-    def remember(intermediate_result: object) -> None:
-        trace.append(-float(intermediate_result.fun))  # type: ignore[attr-defined]
+    def _plain_loss_and_gradient(self, x: Vector, plain: PlainEvidence) -> tuple[float, Vector]:
+        values = self.coordinates.values(x)
+        value, slopes = plain([values[id(parameter)] for parameter in plain.parameters])
+        slope_of = {id(parameter): slope for parameter, slope in zip(plain.parameters, slopes, strict=True)}
+        return -value, -self.coordinates.gradient_of_values(x, slope_of)
 
-    iterations, reason, converged = 0, "no free parameters", True
-    value = float("-inf")
-    with solver.applied(), torch.enable_grad(), threads_for(rows):
-        if x.size == 0:
-            value = float(objective(model).detach()) + float(log_prior())
-            trace.append(value)
-        for _ in range(2 if x.size else 0):
-            options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, "maxcor": 20}
-            result = minimize(
-                loss_and_gradient, x, jac=True, method="L-BFGS-B", bounds=[(-60.0, 60.0)] * x.size, callback=remember, options=options
-            )
-            gained = -float(result.fun) - value
-            x, value = result.x, -float(result.fun)
-            iterations, reason = iterations + int(result.nit), str(result.message)
-            converged = bool(result.success) or gained < 1e-6 * max(1.0, abs(value))
-            if result.status != 2:  # 2: the line search failed
-                break
-    coordinates.write(x)
-    return End(x, value, trace, iterations, evaluations, converged, reason)
+    def _minimise(self, x: Vector, max_iterations: int, trace: list[float]) -> OptimizeResult:
+        def remember(intermediate_result: OptimizeResult) -> None:
+            trace.append(-float(intermediate_result.fun))
+
+        return minimize(
+            self._loss_and_gradient,
+            x,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=self.coordinates.bounds,
+            callback=remember,
+            options={"maxiter": max_iterations, "maxfun": 20 * max_iterations, "maxcor": 20},
+        )
 
 
 class Coordinates:
@@ -191,15 +219,23 @@ class Coordinates:
     """
 
     def __init__(self, model: gpytorch.Module) -> None:
-        self._slots: list[tuple[Parameter, float | None]] = []
+        self._slots: list[tuple[Parameter, float | None, object]] = []
         for _, parameter, constraint in model.named_parameters_and_constraints():
             if parameter.requires_grad:
-                self._slots.append((parameter, _softplus_bound(constraint)))
+                self._slots.append((parameter, _softplus_bound(constraint), constraint))
+
+    @property
+    def bounds(self) -> list[tuple[float | None, float | None]]:
+        """Where exponentials stay finite; none for coordinates that are stored parameters."""
+        ends: list[tuple[float | None, float | None]] = []
+        for parameter, lower, _ in self._slots:
+            ends += [(None, None) if lower is None else (-60.0, 60.0)] * parameter.numel()
+        return ends
 
     def read(self) -> Vector:
         """The coordinates of the present parameters."""
         parts = []
-        for parameter, lower in self._slots:
+        for parameter, lower, _ in self._slots:
             raw = parameter.detach().double().reshape(-1)
             parts.append(raw if lower is None else torch.nn.functional.softplus(raw).clamp_min(1e-300).log())
         return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
@@ -207,7 +243,7 @@ class Coordinates:
     def write(self, x: Vector) -> None:
         """Set the parameters."""
         at = 0
-        for parameter, lower in self._slots:
+        for parameter, lower, _ in self._slots:
             piece = x[at : at + parameter.numel()]
             if lower is not None:
                 v = np.exp(piece)
@@ -218,7 +254,7 @@ class Coordinates:
     def gradient(self, x: Vector) -> Vector:
         """The gradient that backpropagation left in the parameters, in coordinates."""
         parts, at = [], 0
-        for parameter, lower in self._slots:
+        for parameter, lower, _ in self._slots:
             size = parameter.numel()
             slope = np.zeros(size) if parameter.grad is None else parameter.grad.double().reshape(-1).cpu().numpy()
             if lower is not None:
@@ -229,10 +265,38 @@ class Coordinates:
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
+    # What follows works on constrained values, without the stored parameters between.
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether each value is its coordinate, or a lower bound plus its exponential."""
+        return all(lower is not None or constraint is None for _, lower, constraint in self._slots)
+
+    def values(self, x: Vector) -> dict[int, Vector]:
+        """Raveled values v of the parameters at x, by the identity of the parameter."""
+        found, at = {}, 0
+        for parameter, lower, _ in self._slots:
+            piece = x[at : at + parameter.numel()]
+            found[id(parameter)] = piece if lower is None else lower + np.exp(piece)
+            at += parameter.numel()
+        return found
+
+    def gradient_of_values(self, x: Vector, slope_of: dict[int, Vector]) -> Vector:
+        """The gradient in coordinates from slopes in v."""
+        parts, at = [], 0
+        for parameter, lower, _ in self._slots:
+            slope = slope_of[id(parameter)]
+            parts.append(slope if lower is None else slope * np.exp(x[at : at + parameter.numel()]))
+            at += parameter.numel()
+        return np.concatenate(parts)
+
+
 def _softplus_bound(constraint: object) -> float | None:
     """The lower bound of a softplus constraint (Positive, GreaterThan), None for any other."""
     if type(constraint) not in (gpytorch.constraints.Positive, gpytorch.constraints.GreaterThan):
         return None
-    if constraint._transform is not torch.nn.functional.softplus or constraint.lower_bound.numel() != 1:  # type: ignore[attr-defined]
+    transform = constraint._transform  # type: ignore[attr-defined]
+    softplus = transform is torch.nn.functional.softplus or (isinstance(transform, torch.nn.Softplus) and transform.beta == 1)
+    if not softplus or constraint.lower_bound.numel() != 1:  # type: ignore[attr-defined]
         return None
     return float(constraint.lower_bound)  # type: ignore[attr-defined]

@@ -25,17 +25,18 @@ from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from gpmoe.inference.fit import climb, fit_quietly
+from gpmoe.inference.fit import Climber, climb, fit_quietly
 from gpmoe.inference.marginal_likelihood import log_prior
+from gpmoe.inference.plain_evidence import plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
-from gpmoe.linalg.threads import threads_for
+from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 
 _STEPS = 4  # of L-BFGS in each M-step
-_TOLERANCE = 1e-5  # nats a point by which an iteration must raise the bound to go on
+_TOLERANCE = 1e-4  # nats a point by which an iteration must raise the bound to go on
 _SCREENING = 4  # iterations that each start gets before the best goes on
 
 
@@ -199,7 +200,7 @@ def _copy_parameters(source: ExactGP, target: ExactGP) -> None:
 
 def _screen(moe: MixtureOfExperts, responsibilities: Tensor, solver: Cholesky, name: lapack.Provider) -> _Run:
     """A few iterations from one assignment; what a worker runs."""
-    with lapack.use_provider(name):
+    with lapack.use_provider(name), at_most_threads(1):  # as for restarts
         moe.set_responsibilities(responsibilities)
         return run_em(moe, solver, _SCREENING, 0.0)
 
@@ -218,9 +219,10 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
     """
     trace: list[float] = []
     evaluations = 0
+    climbers = [Climber(expert, expert_evidence, plain_evidence(cast(ExactGP, expert))) for expert in moe.experts]
     with threads_for(len(cast(Tensor, moe.y))):
         for _ in range(max_iterations):
-            value, calls = _maximise(moe, solver)
+            value, calls = _maximise(moe, climbers, solver)
             trace.append(value)
             evaluations += calls
             if len(trace) > 1 and trace[-1] - trace[-2] < tolerance:
@@ -237,12 +239,12 @@ def _assign(moe: MixtureOfExperts) -> None:
         moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(X), -1))
 
 
-def _maximise(moe: MixtureOfExperts, solver: Cholesky) -> tuple[float, int]:
+def _maximise(moe: MixtureOfExperts, climbers: list[Climber], solver: Cholesky) -> tuple[float, int]:
     """The M-step of gate and hyperparameters; returns the bound and the number of likelihoods it took."""
     X, r = cast(Tensor, moe.X), cast(Tensor, moe.responsibilities)
     with torch.no_grad():
         moe.gate.fit_step(X, r)
-    ends = [climb(expert, expert_evidence, solver, max_iterations=_STEPS) for expert in moe.experts]
+    ends = [climber.climb(solver, _STEPS) for climber in climbers]
     if any(parameter.requires_grad for parameter in moe.gate.parameters()):
         climb(moe.gate, lambda gate: gate.bound(X, r), solver, max_iterations=_STEPS)
     gate = float(moe.gate.bound(X, r).detach()) + float(torch.as_tensor(log_prior(moe.gate)).detach())

@@ -1,7 +1,9 @@
 """The default kernel, whose prior lets lengthscales grow with the number of inputs."""
 
 import math
+from functools import partial
 
+import torch
 from gpytorch.constraints import Positive
 from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
 from gpytorch.priors import GammaPrior, LogNormalPrior
@@ -20,9 +22,10 @@ def dimension_scaled_matern(d: int, *, nu: float = 2.5) -> Kernel:
     Source: Hvarfner, Hellsten and Nardi (2024), Vanilla Bayesian Optimization Performs Great in High Dimensions, sec. 4
         (there for the unit cube).
     """
-    prior = LogNormalPrior(1.0 + 0.5 * math.log(d), math.sqrt(3.0))
+    exact = partial(torch.tensor, dtype=torch.float64)  # GPyTorch would round numbers to float32
+    prior = LogNormalPrior(exact(1.0 + 0.5 * math.log(d)), exact(math.sqrt(3.0)), validate_args=False)
     matern = MaternKernel(nu=nu, ard_num_dims=d, lengthscale_prior=prior, lengthscale_constraint=Positive())
     matern.lengthscale = math.sqrt(d)
-    kernel = ScaleKernel(matern, outputscale_prior=GammaPrior(2.0, 1.0))
+    kernel = ScaleKernel(matern, outputscale_prior=GammaPrior(exact(2.0), exact(1.0), validate_args=False))
     kernel.outputscale = 1.0
     return kernel

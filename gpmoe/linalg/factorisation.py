@@ -56,7 +56,7 @@ def cholesky_with_jitter_(fill: Callable[[Tensor], None], C: Tensor) -> float:
         diagonal = lapack.diagonal(C)
         jitter = relative * float(diagonal.mean())
         diagonal.add_(jitter)
-        if lapack.cholesky_(C) == 0:
+        if lapack.cholesky_(C) == 0 and bool(diagonal.isfinite().all()):
             return jitter
     fill(C)
     if not bool(C.tril().isfinite().all()):
@@ -64,7 +64,12 @@ def cholesky_with_jitter_(fill: Callable[[Tensor], None], C: Tensor) -> float:
             f"covariance of shape {tuple(C.shape)} has NaN or infinite entries. Usual causes: non-finite inputs; "
             "a hyperparameter that left its range (bound it, or give it a prior)."
         )
-    raise NotPositiveDefiniteError(
+    raise not_positive_definite(C, jitter)
+
+
+def not_positive_definite(C: Tensor, jitter: float) -> NotPositiveDefiniteError:
+    """The error for a covariance that has no factor at a jitter."""
+    return NotPositiveDefiniteError(
         f"covariance of shape {tuple(C.shape)}, {C.dtype}, is not positive definite at jitter {jitter:.1e}.\n"
         "Usual causes, most likely first: repeated or near-repeated rows of X (merge them); "
         "float32 (use float64); a noise variance near zero (raise its lower bound)."

@@ -38,8 +38,8 @@ _SERIAL_PAIRS = 20_000  # below this, waking a thread costs more than it saves
 Array = NDArray[np.float64]
 
 # contract allows fused multiply-add; "reassoc" is left out where rounding tricks need the order as written.
-_EXACT = {"cache": True, "nogil": True, "fastmath": {"contract", "nsz", "nnan", "ninf", "arcp"}}
-_FAST = {"cache": True, "nogil": True, "fastmath": True}
+_EXACT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "ninf", "arcp"}}
+_FAST = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": True}
 
 
 @intrinsic

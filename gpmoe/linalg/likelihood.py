@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from gpmoe.errors import DifferentiationError
 from gpmoe.linalg import fused, lapack
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
-from gpmoe.linalg.stationary import Packed, fill_covariance, pack, row_blocks, stationary_terms
+from gpmoe.linalg.stationary import Packed, dense_covariance, fill_covariance, pack, row_blocks, stationary_terms
 
 
 def gaussian_log_likelihood(
@@ -56,7 +56,7 @@ def gaussian_log_likelihood(
         value: Tensor = _FusedLikelihood.apply(packed.Z1, packed.shape, packed.scale, residual, noise, packed, workspace)
         return value
     if X.dim() > 2 or residual.dim() > 1 or len(kernel.batch_shape):
-        value = _DenseLikelihood.apply(kernel(X).to_dense(), residual, noise, workspace)
+        value = _DenseLikelihood.apply(dense_covariance(kernel, X, X), residual, noise, workspace)
         return value
     value = _BlockedLikelihood.apply(X, residual, noise, kernel, workspace, *learnable_tensors(kernel))
     return value
@@ -84,12 +84,17 @@ def _finish(ctx: Any, alpha: Tensor, C_inverse: Tensor, before: tuple[Any, ...],
     ctx.gradients = (*before, -alpha, d_noise, *after)
 
 
+def _expect_first_order() -> None:
+    if torch.is_grad_enabled():
+        raise DifferentiationError("the likelihood can be differentiated once; leave out create_graph=True.")
+
+
 class _Precomputed(torch.autograd.Function):
     """A scalar function whose gradients were found with its value."""
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _expect_first_order()
         return tuple(None if g is None else grad * g for g in ctx.gradients)
 
 
@@ -160,7 +165,7 @@ def _kernel_gradient(
         weight = torch.outer(alpha[rows], alpha[columns]).mul_(0.5 if on_diagonal else 1.0).sub_(inverse)
         with torch.enable_grad():
             left = x[rows]
-            K = kernel(left, left if on_diagonal else x[columns]).to_dense()
+            K = dense_covariance(kernel, left, left if on_diagonal else x[columns])
         if wanted and K.requires_grad:
             pieces = torch.autograd.grad(K, wanted, weight, allow_unused=True)
             for sum_, piece in zip(total, pieces, strict=True):
@@ -189,8 +194,8 @@ class _DenseLikelihood(_Precomputed):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _expect_first_order()
         dK, d_residual, d_noise, _ = ctx.gradients
         per_point = grad.unsqueeze(-1)
         return per_point.unsqueeze(-1) * dK, per_point * d_residual, per_point * d_noise, None

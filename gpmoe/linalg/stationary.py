@@ -212,7 +212,7 @@ def fill_covariance(kernel: Kernel, X1: Tensor, X2: Tensor | None, out: Tensor) 
         for rows, columns, on_diagonal in row_blocks(*out.shape, symmetric=X2 is None, cuda=X1.is_cuda):
             other = X1 if X2 is None else X2
             x = X1[rows]
-            out[rows, columns] = kernel(x, x if on_diagonal else other[columns]).to_dense()
+            out[rows, columns] = dense_covariance(kernel, x, x if on_diagonal else other[columns])
 
 
 def row_blocks(n: int, m: int, *, symmetric: bool, cuda: bool = False) -> list[tuple[slice, slice, bool]]:
@@ -228,3 +228,20 @@ def row_blocks(n: int, m: int, *, symmetric: bool, cuda: bool = False) -> list[t
     square = [(slice(start, stop), slice(start, stop), True) for start, stop in starts]
     left = [(slice(start, stop), slice(0, start), False) for start, stop in starts if start]
     return square + left
+
+
+def dense_covariance(kernel: Kernel, x1: Tensor, x2: Tensor) -> Tensor:
+    """k(x1, x2) as a matrix, sums and scalings by their parts, differentiable.
+
+    linear_operator factorises A when it adds a low-rank operator to it, so that ``RBFKernel() + LinearKernel()``
+    would cost a Cholesky and a singular value decomposition, and a jitter warning for repeated rows.
+    """
+    kind = type(kernel)
+    if kind is ScaleKernel and type(kernel.base_kernel) is AdditiveKernel:
+        inner = dense_covariance(kernel.base_kernel, x1, x2)
+        return kernel.outputscale[..., None, None] * inner
+    if kind is AdditiveKernel:
+        parts = [dense_covariance(part, x1, x2) for part in kernel.kernels]
+        return sum(parts[1:], parts[0])
+    dense: Tensor = kernel(x1, x2).to_dense()
+    return dense

@@ -24,7 +24,7 @@ from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg import lapack
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
-from gpmoe.linalg.stationary import fill_covariance
+from gpmoe.linalg.stationary import dense_covariance, fill_covariance
 from gpmoe.models.gaussian_model import GaussianModel, expect_inputs
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
@@ -35,7 +35,7 @@ Noise = float | Tensor | GaussianLikelihood | FixedNoiseGaussianLikelihood | Non
 
 @dataclass(frozen=True)
 class Factor:
-    """The cached factor, the parameters it belongs to, and what was added to the diagonal."""
+    """The cached factor, the parameters and data it belongs to, and what was added to the diagonal."""
 
     L: Tensor
     alpha: Tensor
@@ -84,7 +84,7 @@ class ExactGP(GaussianModel):
         weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _check_data(X, y)
+        _check_data(X, y, weights)
         self.register_buffer("X", X)
         self.register_buffer("y", y)
         self.register_buffer("weights", weights)
@@ -122,9 +122,12 @@ class ExactGP(GaussianModel):
 
     def set_data(self, X: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """Replace the training data and weights; hyperparameters stay as they are."""
-        _check_data(X, y)
-        if (X.shape[:-2], y.shape[:-1]) != (self.X.shape[:-2], self.y.shape[:-1]):
-            raise ShapeError(f"`X` and `y` must keep their batch dimensions; got {tuple(X.shape)} and {tuple(y.shape)}.")
+        _check_data(X, y, weights)
+        if (X.shape[:-2], X.shape[-1], y.shape[:-1]) != (self.X.shape[:-2], self.X.shape[-1], self.y.shape[:-1]):
+            raise ShapeError(
+                f"`X` and `y` must keep their features and batch dimensions, those of {tuple(self.X.shape)} and "
+                f"{tuple(self.y.shape)}; got {tuple(X.shape)} and {tuple(y.shape)}."
+            )
         self.X, self.y, self.weights, self._factor = X, y, weights, None
 
     def new_noise(self) -> Tensor:
@@ -134,9 +137,13 @@ class ExactGP(GaussianModel):
 
     def log_marginal_likelihood(self) -> Tensor:
         """log p(y | X), exact, differentiable once; ``(*batch,)``, nats."""
-        self._factor = None  # its memory is about to be overwritten
+        self.forget_factor()
         residual = self.y - self.mean_module(self.X)
         return gaussian_log_likelihood(self.covar_module, self.X, residual, self.noise(), workspace=self.workspace)
+
+    def forget_factor(self) -> None:
+        """Drop the cached factor; to be called before its memory, the workspace, is written to."""
+        self._factor = None
 
     def factor(self) -> Factor:
         """The Cholesky factor and weights at the present parameters, computed once for them."""
@@ -147,9 +154,8 @@ class ExactGP(GaussianModel):
         return self._factor
 
     def _parameters_now(self) -> Tensor:
-        own = [p.detach().reshape(-1) for p in self.parameters()]
-        buffers = [self.likelihood.noise.detach().reshape(-1)]
-        return torch.cat([*own, *buffers])
+        everything = [*self.parameters(), *self.buffers(), self.likelihood.noise]
+        return torch.cat([tensor.detach().reshape(-1).to(self.X) for tensor in everything])
 
     def _factorise(self, parameters: Tensor) -> Factor:
         noise = self.noise()
@@ -159,7 +165,7 @@ class ExactGP(GaussianModel):
 
         def fill(C: Tensor) -> None:
             if batched:
-                C.copy_(self.covar_module(self.X).to_dense())
+                C.copy_(dense_covariance(self.covar_module, self.X, self.X))
             else:
                 fill_covariance(self.covar_module, self.X, None, C)
             lapack.diagonal(C).add_(noise)
@@ -172,10 +178,10 @@ class ExactGP(GaussianModel):
         expect_inputs(X, self.X)
         factor = self.factor()
         with _evaluating(self):
-            K_new = self.covar_module(X, self.X).to_dense()
+            K_new = dense_covariance(self.covar_module, X, self.X)
             V = torch.linalg.solve_triangular(factor.L, K_new.mT, upper=False)
             mean = self.mean_module(X) + (K_new @ factor.alpha.unsqueeze(-1)).squeeze(-1)
-            covariance = self.covar_module(X).to_dense() - V.mT @ V
+            covariance = dense_covariance(self.covar_module, X, X) - V.mT @ V
         return mean.expand(covariance.shape[:-1]), covariance
 
     def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +228,7 @@ class ExactGP(GaussianModel):
         return self.y - factor.alpha * variance, variance
 
 
-def _check_data(X: Tensor, y: Tensor) -> None:
+def _check_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
     expect_floating("X", X)
     expect_floating("y", y, like=X)
     expect_shape("X", X, last=(-1, -1))
@@ -231,6 +237,16 @@ def _check_data(X: Tensor, y: Tensor) -> None:
         raise ShapeError(f"`X` must have at least one row and one column; got {tuple(X.shape)}.")
     expect_finite("X", X)
     expect_finite("y", y)
+    try:
+        torch.broadcast_shapes(X.shape[:-2], y.shape[:-1])
+    except RuntimeError:
+        text = f"the batch dimensions of `X` and `y` must broadcast; got {tuple(X.shape)} and {tuple(y.shape)}."
+        raise ShapeError(text) from None
+    if weights is not None:
+        expect_floating("weights", weights, like=X)
+        expect_finite("weights", weights)
+        if weights.shape != y.shape or not bool((weights > 0).all()):
+            raise ShapeError(f"`weights` must be positive and have shape {tuple(y.shape)}; got {tuple(weights.shape)}.")
 
 
 def _likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGaussianLikelihood:
@@ -246,7 +262,9 @@ def _likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGauss
         raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {float(variance.min())}.")
     if variance.dim() and variance.shape[-1] not in (1, y.shape[-1]):
         raise ShapeError(f"`noise` must be a number or have shape {tuple(y.shape)}; got {tuple(variance.shape)}.")
-    return FixedNoiseGaussianLikelihood(variance.expand(y.shape).clone())
+    likelihood = FixedNoiseGaussianLikelihood(torch.ones_like(y))
+    likelihood.noise_covar.noise = variance.expand(y.shape).clone()  # set here, since its constructor rounds up to 1e-6
+    return likelihood
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from linear_operator.operators import DenseLinearOperator
 from torch import Tensor
 
 from gpmoe.errors import InputError, ShapeError
-from gpmoe.linalg.lapack import diagonal
+from gpmoe.linalg.factorisation import not_positive_definite
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 
@@ -37,6 +37,11 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
         Returns:
             Mean ``(*batch, q)`` and covariance ``(*batch, q, q)``, differentiable in X.
         """
+
+    @property
+    @abstractmethod
+    def train_inputs(self) -> tuple[Tensor]:
+        """The training inputs, under the name that BoTorch uses."""
 
     @abstractmethod
     def new_noise(self) -> Tensor:
@@ -114,6 +119,7 @@ class ConditionedGP(GaussianModel):
 
     def __init__(self, base: GaussianModel, X: Tensor, Y: Tensor, noise: Tensor | None = None) -> None:
         super().__init__()
+        expect_inputs(X, base.train_inputs[0])
         expect_floating("Y", Y, like=X)
         expect_finite("Y", Y)
         expect_shape("Y", Y, last=(X.shape[-2], 1))
@@ -121,6 +127,16 @@ class ConditionedGP(GaussianModel):
         self.X = X
         self.Y = Y.squeeze(-1)
         self.noise = base.new_noise() if noise is None else noise.squeeze(-1)
+
+    @property
+    def likelihood(self) -> torch.nn.Module:
+        """The base model's."""
+        return self.base.likelihood
+
+    @property
+    def train_inputs(self) -> tuple[Tensor]:
+        """Those of the base model."""
+        return self.base.train_inputs
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -135,10 +151,11 @@ class ConditionedGP(GaussianModel):
         batch = torch.broadcast_shapes(self.X.shape[:-2], X.shape[:-2])
         both = torch.cat([self.X.expand(*batch, *self.X.shape[-2:]), X.expand(*batch, *X.shape[-2:])], dim=-2)
         mean, covariance = self.base.latent(both)
-        observed = covariance[..., :q, :q] + torch.diag_embed(self.noise.expand(mean[..., :q].shape))
-        diagonal_mean = diagonal(observed).mean(-1)[..., None, None]
-        eye = torch.eye(q, dtype=X.dtype, device=X.device)
-        L = torch.linalg.cholesky(observed + 1e-12 * diagonal_mean * eye)
+        noise = self.noise.expand(torch.broadcast_shapes(self.noise.shape, mean[..., :q].shape))
+        observed = covariance[..., :q, :q] + torch.diag_embed(noise)
+        L, info = torch.linalg.cholesky_ex(observed)
+        if bool(info.any()):
+            raise not_positive_definite(observed, 0.0)
         V = torch.linalg.solve_triangular(L, covariance[..., :q, q:], upper=False)
         half = torch.linalg.solve_triangular(L, (self.Y - mean[..., :q]).unsqueeze(-1), upper=False)
         new_mean = mean[..., q:] + (V.mT @ half).squeeze(-1)
