@@ -23,11 +23,13 @@ _SUBMODULES = {
     "gates",
     "inference",
     "io",
+    "kernels",
     "linalg",
     "metrics",
     "models",
     "plotting",
     "shapes",
+    "testing",
 }
 
 if not TYPE_CHECKING:  # a type checker reads the imports above and knows the names

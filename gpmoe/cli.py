@@ -169,7 +169,7 @@ def _load(path: Path) -> tuple["GPRegressor | MixtureOfExpertsRegressor", TableS
     if not path.is_file():
         raise InputError(f"there is no model file {path}. Write one with gpmoe fit.")
     estimator, extra = load_with_extra(path)
-    if "table" not in (extra or {}):
+    if extra is None or "table" not in extra:
         raise FileFormatError(f"{path} holds a model without a table description. Use gpmoe.load in Python instead.")
     return estimator, TableSchema.from_dict(extra["table"])
 

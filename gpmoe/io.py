@@ -50,7 +50,13 @@ def save(estimator: Savable, path: str | PathLike[str], extra: dict[str, Any] | 
         OSError: if the folder can't be written.
     """
     data, tensors = estimator.to_parts()
-    header = {"format": _FORMAT, "version": __version__, "class": type(estimator).__name__, "data": data, "extra": extra}
+    header = {
+        "format": _FORMAT,
+        "version": __version__,
+        "class": type(estimator).__name__,
+        "data": data,
+        "extra": extra,
+    }
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
@@ -87,7 +93,9 @@ def load_with_extra(path: str | PathLike[str]) -> tuple[Any, dict[str, Any] | No
     try:
         return kind.from_parts(header["data"], tensors), header.get("extra")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, GPMoEError) as error:
-        raise FileFormatError(f"{path}: its parts don't fit together ({type(error).__name__}: {error}). Save it again.") from error
+        raise FileFormatError(
+            f"{path}: its parts don't fit together ({type(error).__name__}: {error}). Save it again."
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -167,5 +167,3 @@ class GPRegressor(ProbabilisticRegressor):
         L = torch.linalg.cholesky(covariance)
         standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
         return mean + standard @ L.mT
-
-

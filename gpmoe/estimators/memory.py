@@ -29,8 +29,8 @@ def expect_memory(n: int, matrices: int) -> None:
     needed, at_hand = 8 * n * n * matrices, available_bytes()
     if needed > at_hand:
         raise MemoryLimitError(
-            f"exact inference on n={n} rows needs {needed / 1e9:.1f} GB ({needed} bytes), and {at_hand / 1e9:.1f} GB are "
-            "at hand. Ways out: fit to a random subset of the rows (`X[::k]`, about "
+            f"exact inference on n={n} rows needs {needed / 1e9:.1f} GB ({needed} bytes), and {at_hand / 1e9:.1f} GB "
+            "are at hand. Ways out: fit to a random subset of the rows (`X[::k]`, about "
             f"{int((at_hand / 8 / matrices) ** 0.5)} of them would fit); a sparse variational GP "
             "(botorch.models.SingleTaskVariationalGP); a machine with more memory."
         )

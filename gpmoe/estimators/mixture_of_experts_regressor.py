@@ -142,7 +142,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
                 "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
             },
             "expert": expert,
-            "kernels": [describe_kernel(part.covar_module) for part in model.experts],
+            "kernels": [describe_kernel(part.covar_module) for part in model.all_experts],
             "gate": describe_gate(model.gate),
         }
         return {**self._common_parts(), **data}, tensors

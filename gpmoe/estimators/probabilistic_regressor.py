@@ -22,7 +22,7 @@ from gpmoe.inference.report import FitReport
 Array = NDArray[np.float64]
 
 
-class ProbabilisticRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class ProbabilisticRegressor(RegressorMixin, BaseEstimator):
     """A regressor whose prediction is a distribution."""
 
     scaling_: Scaling
@@ -44,9 +44,7 @@ class ProbabilisticRegressor(RegressorMixin, BaseEstimator):  # type: ignore[mis
     def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         """Joint samples of new observations, ``(n_samples, m)``, in the model's units."""
 
-    def predict(
-        self, X: Any, return_std: bool = False, return_cov: bool = False
-    ) -> Array | tuple[Array, Array]:
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Array | tuple[Array, Array]:
         """Mean of p(y | data) at new inputs, with its standard deviation or covariance if asked for.
 
         Args:

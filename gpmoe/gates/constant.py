@@ -20,6 +20,8 @@ class ConstantGate(gpytorch.Module):
         tensor([[0.6250, 0.3750]])
     """
 
+    logits: Tensor
+
     def __init__(self, n_experts: int) -> None:
         super().__init__()
         self.n_experts = n_experts

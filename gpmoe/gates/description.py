@@ -27,7 +27,9 @@ def describe_gate(gate: Gate) -> dict[str, Any]:
     if type(gate) is GPGate:
         kernel = describe_kernel(gate.kernel)
         return {"type": "gp", "n_experts": gate.n_experts, "n_features": gate.X.shape[-1], "kernel": kernel}
-    raise UnsupportedKernelError(f"a gate of type {type(gate).__name__} can't be written to a file; gpmoe's own gates can.")
+    raise UnsupportedKernelError(
+        f"a gate of type {type(gate).__name__} can't be written to a file; gpmoe's own gates can."
+    )
 
 
 def build_gate(description: dict[str, Any]) -> Gate:

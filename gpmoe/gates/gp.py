@@ -59,6 +59,11 @@ class GPGate(gpytorch.Module):
         [1, 0, 1]
     """
 
+    prior_mean: Tensor
+    xi: Tensor
+    X: Tensor
+    responsibilities: Tensor
+
     def __init__(self, n_experts: int, n_features: int, kernel: Kernel | None = None) -> None:
         super().__init__()
         self.n_experts = n_experts

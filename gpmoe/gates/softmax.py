@@ -18,7 +18,7 @@ from gpmoe.linalg import lapack
 class SoftmaxGate(gpytorch.Module):
     """Multinomial logistic regression: π_k(x) ∝ exp(w_k'[1, x]), with a Gaussian prior on the weights.
 
-    The prior's standard deviation, √10 for inputs of unit variance, lets experts change over within a third of a
+    The prior's standard deviation, 10 for inputs of unit variance, lets experts change over within a tenth of a
     standard deviation of an input, but not in a step.
 
     Args:
@@ -37,7 +37,9 @@ class SoftmaxGate(gpytorch.Module):
         0
     """
 
-    def __init__(self, n_experts: int, n_features: int, precision: float = 0.1) -> None:
+    weights: Tensor
+
+    def __init__(self, n_experts: int, n_features: int, precision: float = 0.01) -> None:
         super().__init__()
         self.n_experts = n_experts
         self.precision = precision

@@ -59,9 +59,7 @@ def fit(
         NotConvergedWarning: if the best start stopped at `max_iterations` or in a failed line search.
         JitterWarning: if the covariance at the result needed jitter.
     """
-    report = fit_quietly(
-        gp, objective, solver=solver, n_restarts=n_restarts, seed=seed, max_iterations=max_iterations
-    )
+    report = fit_quietly(gp, objective, solver=solver, n_restarts=n_restarts, seed=seed, max_iterations=max_iterations)
     warn_about(report, stacklevel=3)
     return report
 
@@ -120,7 +118,10 @@ def _climb_copy(
     gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
 ) -> End:
     """Climb on a copy, with the parent's LAPACK; what a worker runs."""
-    with lapack.use_provider(name), at_most_threads(1):  # one thread in any process, so that results don't depend on which
+    with (
+        lapack.use_provider(name),
+        at_most_threads(1),
+    ):  # one thread in any process, so that results don't depend on which
         copy = deepcopy(gp)
         Coordinates(copy).write(x)
         return climb(copy, objective, solver, max_iterations=max_iterations)
@@ -264,7 +265,6 @@ class Coordinates:
             at += size
         return np.concatenate(parts) if parts else np.zeros(0)
 
-
     # What follows works on constrained values, without the stored parameters between.
 
     @property
@@ -296,7 +296,9 @@ def _softplus_bound(constraint: object) -> float | None:
     if type(constraint) not in (gpytorch.constraints.Positive, gpytorch.constraints.GreaterThan):
         return None
     transform = constraint._transform  # type: ignore[attr-defined]
-    softplus = transform is torch.nn.functional.softplus or (isinstance(transform, torch.nn.Softplus) and transform.beta == 1)
+    softplus = transform is torch.nn.functional.softplus or (
+        isinstance(transform, torch.nn.Softplus) and transform.beta == 1
+    )
     if not softplus or constraint.lower_bound.numel() != 1:  # type: ignore[attr-defined]
         return None
     return float(constraint.lower_bound)  # type: ignore[attr-defined]

@@ -80,8 +80,14 @@ class PlainEvidence:
         lengthscale = self._part(given, "lengthscale", lambda: base.lengthscale)
         scale = self._part(given, "outputscale", lambda: gp.covar_module.outputscale)
         noise = self._part(given, "noise", lambda: gp.likelihood.noise)
-        shape = self._part(given, "alpha", lambda: base.alpha) if self.family[0] == fused.RATIONAL_QUADRATIC else np.ones(1)
-        mean = self._part(given, "mean", lambda: gp.mean_module.constant) if "mean" in given or _has_mean(gp) else np.zeros(1)
+        shape = (
+            self._part(given, "alpha", lambda: base.alpha) if self.family[0] == fused.RATIONAL_QUADRATIC else np.ones(1)
+        )
+        mean = (
+            self._part(given, "mean", lambda: gp.mean_module.constant)
+            if "mean" in given or _has_mean(gp)
+            else np.zeros(1)
+        )
         weights = np.ones(len(y)) if gp.weights is None else gp.weights.numpy()
 
         Z = np.ascontiguousarray(((X - X.mean(0)) / lengthscale).T)
@@ -140,7 +146,11 @@ def plain_evidence(gp: ExactGP) -> PlainEvidence | None:
     whole = gp.X.dtype == torch.float64 and gp.X.device.type == "cpu" and not gp.batch_shape
     if family is None or not plain_parts or not whole or kernel.active_dims is not None or base.active_dims is not None:
         return None
-    parts = {"lengthscale": base.raw_lengthscale, "outputscale": kernel.raw_outputscale, "mean": gp.mean_module.raw_constant}
+    parts = {
+        "lengthscale": base.raw_lengthscale,
+        "outputscale": kernel.raw_outputscale,
+        "mean": gp.mean_module.raw_constant,
+    }
     parts["noise"] = gp.likelihood.noise_covar.raw_noise
     if type(base) is RQKernel:
         parts["alpha"] = base.raw_alpha
@@ -155,7 +165,8 @@ def plain_evidence(gp: ExactGP) -> PlainEvidence | None:
 def _log_priors(gp: ExactGP, part_of: dict[int, str]) -> dict[str, LogPrior] | None:
     """The log prior of each part, None if there is one that is not written out here."""
     found: dict[str, LogPrior] = {}
-    for name, module, prior, _, _ in gp.named_priors():
+    priors: Any = gp.named_priors
+    for name, module, prior, _, _ in priors():
         short = name.rsplit(".", 1)[-1].removesuffix("_prior")
         parameter = getattr(module, f"raw_{short}", None)
         part = part_of.get(id(parameter))
@@ -166,7 +177,7 @@ def _log_priors(gp: ExactGP, part_of: dict[int, str]) -> dict[str, LogPrior] | N
     return found
 
 
-def _log_prior(prior: object) -> LogPrior | None:
+def _log_prior(prior: Any) -> LogPrior | None:
     """log density and slope of a prior, each summed or given per value."""
     if type(prior) is GammaPrior:
         a, b = float(prior.concentration), float(prior.rate)

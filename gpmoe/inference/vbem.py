@@ -13,19 +13,20 @@ Source: Nguyen and Bonilla (2014), Fast Allocation of Gaussian Process Experts, 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from gpmoe.inference.fit import Climber, climb, fit_quietly
+from gpmoe.inference.fit import Climber, fit_quietly
 from gpmoe.inference.marginal_likelihood import log_prior
 from gpmoe.inference.plain_evidence import plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
@@ -35,14 +36,17 @@ from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 
+Array = NDArray[Any]
+
 _STEPS = 4  # of L-BFGS in each M-step
 _TOLERANCE = 1e-4  # nats a point by which an iteration must raise the bound to go on
-_SCREENING = 4  # iterations that each start gets before the best goes on
+_SCREENING = 4  # iterations that each start gets before the best go on
+_FINALISTS = 2  # starts that go on to their end
 
 
 def expert_evidence(expert: ExactGP) -> Tensor:
     """log Z_k of an expert whose weights are its responsibilities; a scalar in nats, differentiable."""
-    weights = cast(Tensor, expert.weights)
+    weights = torch.ones_like(expert.y) if expert.weights is None else expert.weights
     log_noise = (2 * math.pi * expert.likelihood.noise).log()
     return expert.log_marginal_likelihood() + 0.5 * ((1 - weights) * log_noise - weights.log()).sum()
 
@@ -58,14 +62,14 @@ def fit_mixture(
     moe: MixtureOfExperts,
     *,
     solver: Cholesky | None = None,
-    n_restarts: int = 5,
+    n_restarts: int = 6,
     seed: int | None = None,
     max_iterations: int = 200,
 ) -> FitReport:
     """Fit gate, experts and responsibilities, in place.
 
     One GP is fitted to all points. Each start assigns the points to experts by another clustering of inputs, targets
-    and that GP's residuals and runs a few iterations from the GP's hyperparameters; the best goes on to its end.
+    and that GP's residuals and runs a few iterations; the two best go on to their ends.
 
     Args:
         moe: the model; with one expert this is `fit` on it.
@@ -80,8 +84,7 @@ def fit_mixture(
     Warns:
         NotConvergedWarning, JitterWarning: as `fit` does.
     """
-    search = _Search(solver or Cholesky(), n_restarts, seed, max_iterations, _single_expert(moe))
-    report = search.fit(moe, [])
+    report = _Search(solver or Cholesky(), n_restarts, seed, max_iterations).fit(moe)
     warn_about(report, stacklevel=3)
     return report
 
@@ -90,15 +93,15 @@ def choose_n_experts(
     make: Callable[[int], MixtureOfExperts],
     *,
     solver: Cholesky | None = None,
-    n_restarts: int = 5,
+    n_restarts: int = 6,
     seed: int | None = None,
     max_iterations: int = 200,
-    most: int = 5,
+    most: int = 4,
 ) -> tuple[MixtureOfExperts, FitReport]:
     """Fit mixtures of one, two, ... experts and keep the one with the largest approximate log evidence.
 
     The evidence is the bound plus Laplace's approximation for the gate's point estimate plus log k!, for the
-    relabellings that the bound does not see. Each mixture also starts from the ones before it with one expert split.
+    relabellings that the bound does not see. Each mixture also starts from the one before it with one expert split.
     The search ends after two sizes in a row that bring nothing, or where an expert would be left with fewer than ten
     points on average.
 
@@ -110,11 +113,11 @@ def choose_n_experts(
     Returns:
         The model and its report.
     """
+    search = _Search(solver or Cholesky(), n_restarts, seed, max_iterations)
     first = make(1)
-    search = _Search(solver or Cholesky(), n_restarts, seed, max_iterations, _single_expert(first))
-    fitted = [(first, search.fit(first, []))]
+    fitted = [(first, search.fit(first))]
     scores = [fitted[0][1].objective_trace[-1]]
-    for k in range(2, min(most, len(cast(Tensor, first.y)) // 10) + 1):
+    for k in range(2, min(most, len(first.y) // 10) + 1):
         if k - 1 - int(np.argmax(scores)) > 2:
             break
         moe = make(k)
@@ -127,48 +130,61 @@ def choose_n_experts(
 
 
 def _log_evidence(moe: MixtureOfExperts, report: FitReport) -> float:
-    occam = float(moe.gate.log_occam_factor(cast(Tensor, moe.X)))
+    occam = float(moe.gate.log_occam_factor(moe.X))
     return report.objective_trace[-1] + occam + math.lgamma(moe.n_experts + 1)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where EM starts.
+
+    Attributes:
+        responsibilities: ``(n, k)``.
+        models: for each expert a GP whose hyperparameters it starts from; None for those it was made with.
+    """
+
+    responsibilities: Tensor
+    models: list[ExactGP] | None
+
+
+@dataclass(frozen=True)
 class _Search:
-    """Starts, screening and the final run, around one GP that is fitted to all points once."""
+    """Starts, screening and the final run."""
 
-    def __init__(
-        self, solver: Cholesky, n_restarts: int, seed: int | None, max_iterations: int, single: ExactGP
-    ) -> None:
-        self.solver = solver
-        self.n_restarts = n_restarts
-        self.seed = seed
-        self.max_iterations = max_iterations
-        self.single = single
-        self.with_one = fit_quietly(single, solver=solver)
+    solver: Cholesky
+    n_restarts: int
+    seed: int | None
+    max_iterations: int
 
-    def fit(self, moe: MixtureOfExperts, extra_starts: list[Tensor]) -> FitReport:
-        """Fit a mixture of any size, in place."""
+    def fit(self, moe: MixtureOfExperts, further: Sequence[Start] = ()) -> FitReport:
+        """Fit a mixture of any size, in place, from clusterings and `further` starts."""
         start = time.perf_counter()
-        for expert in moe.experts:
-            _copy_parameters(self.single, cast(ExactGP, expert))
+        single = deepcopy(moe.all_experts[0])
+        single.set_data(moe.X, moe.y)
+        with_one = fit_quietly(single, solver=self.solver)
         if moe.n_experts == 1:
-            return self.with_one
-        with threads_for(len(cast(Tensor, moe.y))):
-            starts = initial_responsibilities(moe, self.single, self.n_restarts, self.seed) + extra_starts
-        jobs = (delayed(_screen)(deepcopy(moe), r, self.solver, lapack.provider()) for r in starts)
+            _copy_parameters(single, moe.all_experts[0])
+            return with_one
+        with threads_for(len(moe.y)):
+            starts = [*further, *cluster_starts(moe, single, self.n_restarts, self.seed)]
+        jobs = (delayed(_screen)(deepcopy(moe), begin, self.solver, lapack.provider()) for begin in starts)
         screened: list[_Run] = Parallel()(jobs)
-        best = max(screened, key=lambda run: run.trace[-1])
-        end = run_em(best.moe, self.solver, self.max_iterations, _TOLERANCE * len(cast(Tensor, moe.y)))
+        finalists = sorted(screened, key=lambda run: run.trace[-1])[-_FINALISTS:]
+        tolerance = _TOLERANCE * len(moe.y)
+        ends = [run_em(run.moe, self.solver, self.max_iterations, tolerance) for run in finalists]
+        best, end = max(zip(finalists, ends, strict=True), key=lambda pair: pair[1].trace[-1])
         moe.experts, moe.gate = end.moe.experts, end.moe.gate
         moe.responsibilities = end.moe.responsibilities
         trace = tuple(best.trace + end.trace)
         return FitReport(
             objective_trace=trace,
             iterations=len(trace),
-            evaluations=sum(run.evaluations for run in screened) + end.evaluations,
+            evaluations=sum(run.evaluations for run in [*screened, *ends]) + with_one.evaluations,
             converged=end.converged,
             reason="the bound rose by less than the tolerance" if end.converged else "max_iterations reached",
-            jitter=max(cast(ExactGP, expert).factor().jitter for expert in moe.experts),
+            jitter=max(expert.factor().jitter for expert in moe.all_experts),
             seconds=time.perf_counter() - start,
-            solver=self.with_one.solver,
+            solver=with_one.solver,
             starts=tuple(run.trace[-1] for run in screened),
         )
 
@@ -183,13 +199,6 @@ class _Run:
     converged: bool
 
 
-def _single_expert(moe: MixtureOfExperts) -> ExactGP:
-    """A GP with the first expert's parts on all the data."""
-    single = deepcopy(cast(ExactGP, moe.experts[0]))
-    single.set_data(cast(Tensor, moe.X), cast(Tensor, moe.y))
-    return single
-
-
 def _copy_parameters(source: ExactGP, target: ExactGP) -> None:
     """Start an expert where the single GP ended, as far as their parameters are the same ones."""
     values = dict(source.named_parameters())
@@ -198,10 +207,12 @@ def _copy_parameters(source: ExactGP, target: ExactGP) -> None:
             parameter.data.copy_(values[name].detach())
 
 
-def _screen(moe: MixtureOfExperts, responsibilities: Tensor, solver: Cholesky, name: lapack.Provider) -> _Run:
-    """A few iterations from one assignment; what a worker runs."""
+def _screen(moe: MixtureOfExperts, start: Start, solver: Cholesky, name: lapack.Provider) -> _Run:
+    """A few iterations from one start; what a worker runs."""
     with lapack.use_provider(name), at_most_threads(1):  # as for restarts
-        moe.set_responsibilities(responsibilities)
+        for model, expert in zip(start.models or [], moe.all_experts, strict=False):
+            _copy_parameters(model, expert)
+        moe.set_responsibilities(start.responsibilities)
         return run_em(moe, solver, _SCREENING, 0.0)
 
 
@@ -219,8 +230,8 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
     """
     trace: list[float] = []
     evaluations = 0
-    climbers = [Climber(expert, expert_evidence, plain_evidence(cast(ExactGP, expert))) for expert in moe.experts]
-    with threads_for(len(cast(Tensor, moe.y))):
+    climbers = [Climber(expert, expert_evidence, plain_evidence(expert)) for expert in moe.all_experts]
+    with threads_for(len(moe.y)):
         for _ in range(max_iterations):
             value, calls = _maximise(moe, climbers, solver)
             trace.append(value)
@@ -233,47 +244,51 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
 
 def _assign(moe: MixtureOfExperts) -> None:
     """The E-step: responsibilities at their optimum for the present q(f) and gate."""
-    X, y = cast(Tensor, moe.X), cast(Tensor, moe.y)
+    X, y = moe.X, moe.y
     with torch.no_grad():
-        log_likelihood = torch.stack([expected_log_likelihood(expert, X, y) for expert in moe.experts], -1)
+        log_likelihood = torch.stack([expected_log_likelihood(expert, X, y) for expert in moe.all_experts], -1)
         moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(X), -1))
 
 
 def _maximise(moe: MixtureOfExperts, climbers: list[Climber], solver: Cholesky) -> tuple[float, int]:
     """The M-step of gate and hyperparameters; returns the bound and the number of likelihoods it took."""
-    X, r = cast(Tensor, moe.X), cast(Tensor, moe.responsibilities)
+    X, r = moe.X, moe.responsibilities
     with torch.no_grad():
         moe.gate.fit_step(X, r)
     ends = [climber.climb(solver, _STEPS) for climber in climbers]
-    if any(parameter.requires_grad for parameter in moe.gate.parameters()):
-        climb(moe.gate, lambda gate: gate.bound(X, r), solver, max_iterations=_STEPS)
-    gate = float(moe.gate.bound(X, r).detach()) + float(torch.as_tensor(log_prior(moe.gate)).detach())
+    gate = float(moe.gate.bound(X, r).detach())
+    if isinstance(moe.gate, torch.nn.Module):
+        if any(parameter.requires_grad for parameter in moe.gate.parameters()):
+            gate = Climber(moe.gate, lambda gate: gate.bound(X, r)).climb(solver, _STEPS).value
+        else:
+            gate += float(log_prior(moe.gate))
     entropy = -float(torch.special.xlogy(r, r).sum())
     return sum(end.value for end in ends) + gate + entropy, sum(end.evaluations for end in ends)
 
 
-def initial_responsibilities(moe: MixtureOfExperts, single: ExactGP, count: int, seed: int | None) -> list[Tensor]:
+def cluster_starts(moe: MixtureOfExperts, single: ExactGP, count: int, seed: int | None) -> list[Start]:
     """Soft assignments from clusterings of inputs, targets and the residuals of one GP.
 
     Args:
         moe: gives X, y and the number of experts.
-        single: one GP fitted to all points.
-        count: number of assignments.
+        single: one GP fitted to all points; every other start takes its hyperparameters.
+        count: number of starts.
         seed: for the clusterings.
 
     Returns:
-        `count` tensors ``(n, k)``, with 0.9 on the cluster.
+        `count` starts, with 0.9 of a point's responsibility on its cluster.
     """
-    X, y, k = cast(Tensor, moe.X).numpy(), cast(Tensor, moe.y).numpy(), moe.n_experts
+    X, y, k = moe.X.numpy(), moe.y.numpy(), moe.n_experts
     loo_mean, loo_variance = single.leave_one_out()
     surprise = ((torch.from_numpy(y) - loo_mean) / loo_variance.sqrt()).numpy()
     size = np.log(np.abs(surprise) + 0.05)
-    views: list[tuple[Callable[[np.ndarray, int], np.ndarray], np.ndarray]] = [
+    views: list[tuple[Callable[[Array, int, int], Array], Array]] = [
+        (_gaussian_clusters, np.column_stack([X, y, size])),
         (_gaussian_clusters, np.column_stack([X, y])),
         (_centroids, np.column_stack([X, size])),
         (_centroids, X),
+        (_gaussian_clusters, np.column_stack([X, size])),
         (_centroids, np.column_stack([X, y])),
-        (_gaussian_clusters, np.column_stack([X, y, size])),
     ]
     states = np.random.default_rng(seed).integers(2**31, size=count)
     starts = []
@@ -281,16 +296,17 @@ def initial_responsibilities(moe: MixtureOfExperts, single: ExactGP, count: int,
         cluster, view = views[i % len(views)]
         labels = torch.from_numpy(cluster(view, k, int(states[i])))
         one_hot = torch.nn.functional.one_hot(labels.long(), k).to(torch.float64)
-        starts.append(0.9 * one_hot + 0.1 / k)
+        starts.append(Start(0.9 * one_hot + 0.1 / k, None if i % 2 else [single] * k))
     return starts
 
 
-def split_experts(moe: MixtureOfExperts) -> list[Tensor]:
-    """For each expert of a fitted mixture, responsibilities ``(n, k + 1)`` with that expert split in two.
+def split_experts(moe: MixtureOfExperts) -> list[Start]:
+    """For each expert of a fitted mixture, a start with one more expert in which that one is split in two.
 
-    An expert is split where its points are, along the input that spreads them most, at their median.
+    An expert is split where its points are, along the input that spreads them most, at their median; both halves keep
+    its hyperparameters.
     """
-    X, r = cast(Tensor, moe.X), cast(Tensor, moe.responsibilities)
+    X, r = moe.X, moe.responsibilities
     starts = []
     for k in range(moe.n_experts):
         own = X[r[:, k] > 0.5]
@@ -298,14 +314,16 @@ def split_experts(moe: MixtureOfExperts) -> list[Tensor]:
             continue
         widest = own.std(0).argmax()
         right = torch.where(X[:, widest] > own[:, widest].median(), 0.9, 0.1)
-        rest = [r[:, j] for j in range(moe.n_experts) if j != k]
-        starts.append(torch.stack([*rest, r[:, k] * right, r[:, k] * (1 - right)], -1))
+        others = [j for j in range(moe.n_experts) if j != k]
+        halves = [r[:, k] * right, r[:, k] * (1 - right)]
+        responsibilities = torch.stack([*(r[:, j] for j in others), *halves], -1)
+        starts.append(Start(responsibilities, [moe.all_experts[j] for j in [*others, k, k]]))
     return starts
 
 
-def _centroids(view: np.ndarray, k: int, seed: int) -> np.ndarray:
+def _centroids(view: Array, k: int, seed: int) -> Array:
     return KMeans(k, n_init=1, random_state=seed).fit_predict(view)
 
 
-def _gaussian_clusters(view: np.ndarray, k: int, seed: int) -> np.ndarray:
+def _gaussian_clusters(view: Array, k: int, seed: int) -> Array:
     return GaussianMixture(k, reg_covar=1e-3, random_state=seed).fit_predict(view)

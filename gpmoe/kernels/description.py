@@ -48,18 +48,28 @@ def describe_kernel(kernel: Kernel) -> dict[str, Any]:
     name = type(kernel).__name__
     if name not in _KERNELS or type(kernel) is not getattr(kernels, name):
         raise UnsupportedKernelError(
-            f"a kernel of type {type(kernel).__module__}.{name} can't be written to a file; known are {', '.join(_KERNELS)}. "
-            "Keep such a model in memory, or save the parameters yourself with torch.save(model.state_dict())."
+            f"a kernel of type {type(kernel).__module__}.{name} can't be written to a file; known are "
+            f"{', '.join(_KERNELS)}. Keep such a model in memory, or save "
+            "its parameters yourself with torch.save(model.state_dict())."
         )
     arguments = {key: _describe_argument(getattr(kernel, key)) for key in _KERNELS[name]}
-    if name in ("RBFKernel", "MaternKernel", "RQKernel", "PeriodicKernel", "SpectralMixtureKernel", "PiecewisePolynomialKernel"):
+    if name in (
+        "RBFKernel",
+        "MaternKernel",
+        "RQKernel",
+        "PeriodicKernel",
+        "SpectralMixtureKernel",
+        "PiecewisePolynomialKernel",
+    ):
         arguments["ard_num_dims"] = kernel.ard_num_dims
     return {
         "type": name,
         "arguments": arguments,
         "active_dims": None if kernel.active_dims is None else kernel.active_dims.tolist(),
         "batch_shape": list(kernel.batch_shape) if name not in ("AdditiveKernel", "ProductKernel") else [],
-        "constraints": {key.removesuffix("_constraint"): _describe_constraint(value) for key, value in kernel._constraints.items()},
+        "constraints": {
+            key.removesuffix("_constraint"): _describe_constraint(value) for key, value in kernel._constraints.items()
+        },
         "priors": {key: _describe_prior(kernel, key, value[0]) for key, value in kernel._priors.items()},
     }
 
@@ -97,7 +107,9 @@ def _describe_argument(value: Any) -> Any:
 def _describe_constraint(constraint: gpytorch.constraints.Interval) -> dict[str, Any]:
     name = type(constraint).__name__
     if name not in _CONSTRAINTS:
-        raise UnsupportedKernelError(f"a constraint of type {name} can't be written; known are {', '.join(_CONSTRAINTS)}.")
+        raise UnsupportedKernelError(
+            f"a constraint of type {name} can't be written; known are {', '.join(_CONSTRAINTS)}."
+        )
     ends = {"lower": constraint.lower_bound, "upper": constraint.upper_bound}
     finite = {key: end.tolist() for key, end in ends.items() if bool(end.isfinite().all())}
     return {"type": name, **finite}
@@ -115,7 +127,8 @@ def _describe_prior(kernel: Kernel, key: str, prior: gpytorch.priors.Prior) -> d
     name = type(prior).__name__
     if name not in _PRIORS or not key.endswith("_prior") or key.removesuffix("_prior") not in dir(type(kernel)):
         raise UnsupportedKernelError(
-            f"the prior {key!r} of type {name} can't be written; known are {', '.join(_PRIORS)} on a kernel's own parameters."
+            f"the prior {key!r} of type {name} can't be written; known are {', '.join(_PRIORS)}, on a kernel's own "
+            "parameters."
         )
     return {"type": name, "arguments": {argument: getattr(prior, argument).tolist() for argument in _PRIORS[name]}}
 

@@ -1,4 +1,4 @@
-"""The default kernel, whose prior lets lengthscales grow with the number of inputs."""
+"""The default kernels, whose priors let lengthscales grow with the number of inputs."""
 
 import math
 from functools import partial
@@ -22,8 +22,26 @@ def dimension_scaled_matern(d: int, *, nu: float = 2.5) -> Kernel:
     Source: Hvarfner, Hellsten and Nardi (2024), Vanilla Bayesian Optimization Performs Great in High Dimensions, sec. 4
         (there for the unit cube).
     """
+    return _matern(d, nu, 1.0, math.sqrt(3.0))
+
+
+def expert_matern(d: int, *, nu: float = 2.5) -> Kernel:
+    """As `dimension_scaled_matern`, for one of several experts.
+
+    An expert sees part of the data, which alone says little about its lengthscales: their prior is narrower, with
+    median √e·√d and scale ½.
+
+    Args:
+        d: number of inputs.
+        nu: smoothness, 0.5, 1.5 or 2.5.
+    """
+    return _matern(d, nu, 0.5, 0.5)
+
+
+def _matern(d: int, nu: float, log_median: float, spread: float) -> Kernel:
+    """Scaled Matérn kernel with log-normal lengthscales about exp(log_median) √d."""
     exact = partial(torch.tensor, dtype=torch.float64)  # GPyTorch would round numbers to float32
-    prior = LogNormalPrior(exact(1.0 + 0.5 * math.log(d)), exact(math.sqrt(3.0)), validate_args=False)
+    prior = LogNormalPrior(exact(log_median + 0.5 * math.log(d)), exact(spread), validate_args=False)
     matern = MaternKernel(nu=nu, ard_num_dims=d, lengthscale_prior=prior, lengthscale_constraint=Positive())
     matern.lengthscale = math.sqrt(d)
     kernel = ScaleKernel(matern, outputscale_prior=GammaPrior(exact(2.0), exact(1.0), validate_args=False))

@@ -22,7 +22,7 @@ class Workspace:
         self._matrix: Tensor | None = None
 
     def matrix(self, n: int, like: Tensor) -> Tensor:
-        """An uninitialised ``(n, n)`` matrix of the dtype and device of `like`, the same memory as before if it fits."""
+        """An uninitialised ``(n, n)`` matrix of the dtype and device of `like`, in the same memory if it fits."""
         old = self._matrix
         if old is None or old.shape[0] != n or (old.dtype, old.device) != (like.dtype, like.device):
             self._matrix = None

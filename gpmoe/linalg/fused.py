@@ -38,8 +38,13 @@ _SERIAL_PAIRS = 20_000  # below this, waking a thread costs more than it saves
 Array = NDArray[np.float64]
 
 # contract allows fused multiply-add; "reassoc" is left out where rounding tricks need the order as written.
-_EXACT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "nnan", "ninf", "arcp"}}
-_FAST = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": True}
+_EXACT: Any = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nsz", "nnan", "ninf", "arcp"},
+}
+_FAST: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": True}
 
 
 @intrinsic
@@ -310,7 +315,7 @@ def gradient(a: Array, W: Array, Z: Array, packed: Packed) -> tuple[Array, Array
         Gradients for Z ``(D, n)``, for shape ``(leaves,)`` and for scale ``(terms,)``.
     """
     D, n = Z.shape
-    _, family, shape, _, scale = packed
+    _, _, shape, _, scale = packed
     chunks = _chunks(n)
     dZ, dshape, dscale = np.zeros((chunks, D, n)), np.zeros((chunks, len(shape))), np.zeros((chunks, len(scale)))
     _run(_gradient, n * n // 2, chunks, a, W, Z, *packed, dZ, dshape, dscale)

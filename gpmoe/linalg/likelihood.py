@@ -53,7 +53,9 @@ def gaussian_log_likelihood(
     terms = stationary_terms(kernel, X) if residual.dim() == 1 else None
     if terms is not None:
         packed = pack(terms)
-        value: Tensor = _FusedLikelihood.apply(packed.Z1, packed.shape, packed.scale, residual, noise, packed, workspace)
+        value: Tensor = _FusedLikelihood.apply(
+            packed.Z1, packed.shape, packed.scale, residual, noise, packed, workspace
+        )
         return value
     if X.dim() > 2 or residual.dim() > 1 or len(kernel.batch_shape):
         value = _DenseLikelihood.apply(dense_covariance(kernel, X, X), residual, noise, workspace)

@@ -11,6 +11,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import gpytorch
 import torch
@@ -30,7 +31,7 @@ from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 _BLOCK = 2**23  # entries of a block of covariances with new points: 64 MB in float64
 
-Noise = float | Tensor | GaussianLikelihood | FixedNoiseGaussianLikelihood | None
+Noise: TypeAlias = float | Tensor | GaussianLikelihood | FixedNoiseGaussianLikelihood | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ class ExactGP(GaussianModel):
         >>> bool((posterior.mean - (X[:1] + 0.1).sin()).abs() < 0.01)
         True
     """
+
+    X: Tensor
+    y: Tensor
+    weights: Tensor | None
+    likelihood: GaussianLikelihood | FixedNoiseGaussianLikelihood
+    mean_module: Mean
+    covar_module: Kernel
 
     def __init__(
         self,
@@ -259,7 +267,9 @@ def _likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGauss
         return likelihood
     variance = torch.as_tensor(noise, dtype=y.dtype, device=y.device)
     if not bool((variance > 0).all()) or not bool(variance.isfinite().all()):
-        raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {float(variance.min())}.")
+        raise InputError(
+            f"`noise` is a variance and must be positive and finite; got a minimum of {float(variance.min())}."
+        )
     if variance.dim() and variance.shape[-1] not in (1, y.shape[-1]):
         raise ShapeError(f"`noise` must be a number or have shape {tuple(y.shape)}; got {tuple(variance.shape)}.")
     likelihood = FixedNoiseGaussianLikelihood(torch.ones_like(y))

@@ -9,6 +9,7 @@ from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import FantasizeMixin, Model
 from botorch.posteriors.gpytorch import GPyTorchPosterior
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.likelihoods import Likelihood
 from linear_operator.operators import DenseLinearOperator
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class ExactCovariance(DenseLinearOperator):
 
 class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
     """A BoTorch model of one output whose latent function has a joint Gaussian posterior."""
+
+    likelihood: Likelihood
 
     @abstractmethod
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +55,7 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
         """One."""
         return 1
 
-    def posterior(
+    def posterior(  # type: ignore[override]  # the two upstream bases differ
         self,
         X: Tensor,
         output_indices: list[int] | None = None,
@@ -74,8 +77,11 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
             ShapeError, DtypeError: if X does not fit the training inputs.
         """
         if output_indices not in (None, [0]):
-            raise InputError(f"`output_indices` must be None or [0], since the model has one output; got {output_indices}.")
+            raise InputError(
+                f"`output_indices` must be None or [0], since the model has one output; got {output_indices}."
+            )
         mean, covariance = self.latent(X)
+        noise: Tensor | None
         if isinstance(observation_noise, Tensor):
             noise = observation_noise.squeeze(-1)
         else:
@@ -124,14 +130,10 @@ class ConditionedGP(GaussianModel):
         expect_finite("Y", Y)
         expect_shape("Y", Y, last=(X.shape[-2], 1))
         self.base = base
+        self.likelihood = base.likelihood
         self.X = X
         self.Y = Y.squeeze(-1)
         self.noise = base.new_noise() if noise is None else noise.squeeze(-1)
-
-    @property
-    def likelihood(self) -> torch.nn.Module:
-        """The base model's."""
-        return self.base.likelihood
 
     @property
     def train_inputs(self) -> tuple[Tensor]:

@@ -11,13 +11,13 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import Model
-from botorch.posteriors import Posterior
+from botorch.posteriors.posterior import Posterior
 from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import IIDNormalSampler
 from gpytorch.kernels import Kernel
@@ -27,6 +27,7 @@ from torch import Tensor
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, ShapeError
 from gpmoe.gates import ConstantGate, Gate, GPGate, SoftmaxGate
+from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.gaussian_model import expect_inputs
 
@@ -40,7 +41,8 @@ class MixtureOfExperts(gpytorch.Module, Model):
         X: ``(n, d)``, float64, about unit variance.
         y: ``(n,)``.
         n_experts: k.
-        kernel: a GPyTorch kernel for every expert (copied), or one for each; Matérn-5/2 as in `ExactGP` if None.
+        kernel: a GPyTorch kernel for every expert (copied), or one for each; if None `kernels.expert_matern`,
+            and for a single expert the default of `ExactGP`.
         noise: noise variance of every expert, fixed; learned for each if None.
         gate: "constant", "softmax", "gp" or a `Gate` of k experts.
 
@@ -59,6 +61,11 @@ class MixtureOfExperts(gpytorch.Module, Model):
         Predictive(mixture of 2 Gaussians, n=3)
     """
 
+    X: Tensor
+    y: Tensor
+    responsibilities: Tensor
+    gate: Gate
+
     def __init__(
         self,
         X: Tensor,
@@ -72,7 +79,9 @@ class MixtureOfExperts(gpytorch.Module, Model):
         super().__init__()
         if n_experts < 1:
             raise InputError(f"`n_experts` must be at least 1; got {n_experts}.")
-        kernels = [deepcopy(kernel)] * n_experts if isinstance(kernel, Kernel) or kernel is None else list(kernel)
+        if kernel is None and n_experts > 1:
+            kernel = expert_matern(X.shape[-1])
+        kernels = [kernel] * n_experts if isinstance(kernel, Kernel) or kernel is None else list(kernel)
         if len(kernels) != n_experts:
             raise ShapeError(f"`kernel` must be one kernel or {n_experts}, one for each expert; got {len(kernels)}.")
         experts = [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise)) for part in kernels]
@@ -89,6 +98,11 @@ class MixtureOfExperts(gpytorch.Module, Model):
     def n_experts(self) -> int:
         """k."""
         return len(self.experts)
+
+    @property
+    def all_experts(self) -> list[ExactGP]:
+        """The experts, as what they are."""
+        return [cast(ExactGP, expert) for expert in self.experts]
 
     @property
     def num_outputs(self) -> int:
@@ -114,7 +128,7 @@ class MixtureOfExperts(gpytorch.Module, Model):
     def restore_responsibilities(self, responsibilities: Tensor) -> None:
         """Take responsibilities as they are, to the last bit, from a model that had them."""
         self.responsibilities = responsibilities
-        for k, expert in enumerate(self.experts):
+        for k, expert in enumerate(self.all_experts):
             weights = self.responsibilities[:, k]
             rows = weights > 0
             if not bool(rows.any()):  # an expert without data is its prior: one point of no weight keeps it a GP
@@ -137,7 +151,7 @@ class MixtureOfExperts(gpytorch.Module, Model):
         """
         expect_inputs(X, self.X)
         with torch.no_grad():
-            moments = [expert.marginals(X) for expert in self.experts]
+            moments = [expert.marginals(X) for expert in self.all_experts]
             means = torch.stack([mean for mean, _ in moments], -1)
             variances = torch.stack([variance for _, variance in moments], -1)
             if include_noise:
@@ -153,7 +167,7 @@ class MixtureOfExperts(gpytorch.Module, Model):
         Source: Rasmussen and Williams (2006), eq. 3.56.
         """
         with torch.no_grad():
-            moments = [expert.marginals(self.X) for expert in self.experts]
+            moments = [expert.marginals(self.X) for expert in self.all_experts]
             mean = torch.stack([mean for mean, _ in moments], -1)
             variance = torch.stack([variance for _, variance in moments], -1)
             share = (variance * self.responsibilities / self._noise()).clamp_max(1 - 1e-9)
@@ -163,7 +177,7 @@ class MixtureOfExperts(gpytorch.Module, Model):
 
     def _noise(self) -> Tensor:
         """σ_k², ``(k,)``."""
-        return torch.cat([expert.new_noise() for expert in self.experts])
+        return torch.cat([expert.new_noise() for expert in self.all_experts])
 
     def posterior(
         self,
@@ -179,10 +193,16 @@ class MixtureOfExperts(gpytorch.Module, Model):
         Raises:
             InputError: for a noise tensor or a transform; a mixture is not Gaussian, so neither has a closed form.
         """
-        if output_indices not in (None, [0]) or posterior_transform is not None or isinstance(observation_noise, Tensor):
-            raise InputError("a mixture's posterior takes neither transforms nor noise tensors; use a Monte Carlo objective.")
+        if (
+            output_indices not in (None, [0])
+            or posterior_transform is not None
+            or isinstance(observation_noise, Tensor)
+        ):
+            raise InputError(
+                "a mixture's posterior takes neither transforms nor noise tensors; use a Monte Carlo objective."
+            )
         expect_inputs(X, self.X)
-        joint = [expert.latent(X) for expert in self.experts]
+        joint = [expert.latent(X) for expert in self.all_experts]
         mean = torch.stack([mean for mean, _ in joint], -2)
         covariance = torch.stack([covariance for _, covariance in joint], -3)
         if observation_noise:
