@@ -36,7 +36,7 @@ SINGLE, FOLDS, GATE = "motorcycle, one split", "motorcycle, ten folds", "known g
 
 
 class FlooredGP:
-    """gpmoe's default GP on standardised data, its noise variance at least `floor` in the units of y². ADAPT HERE."""
+    """gpmoe's default GP on standardised data, its noise variance at least `floor` in the units of y²."""
 
     def __init__(self, X: Array, y: Array, floor: float) -> None:
         import torch
@@ -72,15 +72,15 @@ def fit_gp(X: Array, y: Array, floor: float | None = None) -> Any:
 
 
 def fit_mixture(X: Array, y: Array, floor: float | None = None, **options: Any) -> Any:
-    """gpmoe's mixture at its defaults; it has its own noise floor. ADAPT HERE."""
+    """gpmoe's mixture at its defaults; it has its own noise floor."""
     from gpmoe.estimators import MixtureOfExpertsRegressor
 
     return MixtureOfExpertsRegressor(random_state=0, **options).fit(X, y)
 
 
 def gate_probabilities(model: Any, X: Array) -> Array:
-    """Gate probabilities of a fitted mixture at X, ``(n, k)``. ADAPT HERE."""
-    return np.asarray(model.predict_gate(X))
+    """Gate probabilities of a fitted mixture at X, ``(n, k)``."""
+    return np.asarray(model.predict_gate_probs(X))
 
 
 def fit_peer(X: Array, y: Array, floor: float | None = None) -> Any:

@@ -101,7 +101,7 @@ def problem(data: str, n: int | None) -> Problem:
 
 
 def fit_by_gpmoe(X: Array, y: Array, kernel: Kernel, noise: float) -> object:
-    """Maximum likelihood from the given start, no restarts, no priors. ADAPT HERE."""
+    """Maximum likelihood from the given start, no restarts, no priors."""
     from gpmoe.inference import fit
 
     gp = gpmoe_model(X, y, kernel, noise)

@@ -78,7 +78,7 @@ def gpytorch_model(X: Array, y: Array, kernel: Kernel, noise: float) -> PlainGP:
 
 
 def gpmoe_model(X: Array, y: Array, kernel: Kernel, noise: float) -> Any:
-    """gpmoe's model with the kernel and a learnable noise variance. ADAPT HERE."""
+    """gpmoe's model with the kernel and a learnable noise variance."""
     from gpmoe.models import ExactGP
 
     Xt, yt = torch.from_numpy(X), torch.from_numpy(y)
@@ -86,7 +86,7 @@ def gpmoe_model(X: Array, y: Array, kernel: Kernel, noise: float) -> Any:
 
 
 def kernel_and_likelihood(gp: Any) -> tuple[Kernel, GaussianLikelihood]:
-    """The parts of a GPyTorch or gpmoe model that hold hyperparameters. ADAPT HERE."""
+    """The parts of a GPyTorch or gpmoe model that hold hyperparameters."""
     return gp.covar_module, gp.likelihood
 
 

@@ -39,7 +39,7 @@ def keep(result: tuple[Array, Array]) -> Figures:
 
 
 def predict_by_gpmoe(gp: Any, X_new: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of p(y | data), noise included. ADAPT HERE."""
+    """Mean and standard deviation of p(y | data), noise included."""
     with torch.no_grad():
         mean, variance = gp.marginals(torch.from_numpy(X_new))
         return mean.numpy(), (variance + gp.new_noise()).sqrt().numpy()

@@ -42,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the words after ``gpmoe``; by default those of this process.
     """
+    os.environ.setdefault("KEOPS_VERBOSE", "0")  # or KeOps prints a line about GPUs among the results
     words = list(sys.argv[1:] if args is None else args) or ["--help"]
     try:
         with _warnings_as_notes():
