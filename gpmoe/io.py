@@ -21,6 +21,17 @@ from gpmoe.errors import FileFormatError, GPMoEError
 
 _FORMAT = 1
 _HOME = "gpmoe.estimators"  # every class that can be loaded lives there, under the name in the file
+_MISFITS = (
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    RuntimeError,  # torch's, for shapes
+    GPMoEError,
+)
 _LOADABLE = ("GPRegressor", "MixtureOfExpertsRegressor")
 
 
@@ -63,9 +74,17 @@ def save(estimator: Savable, path: str | PathLike[str], extra: dict[str, Any] | 
     try:
         metadata = {"gpmoe": json.dumps(header)}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=metadata)
+        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load(path: str | PathLike[str]) -> Any:
@@ -92,7 +111,7 @@ def load_with_extra(path: str | PathLike[str]) -> tuple[Any, dict[str, Any] | No
     kind = getattr(importlib.import_module(_HOME), name)
     try:
         return kind.from_parts(header["data"], tensors), header.get("extra")
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, GPMoEError) as error:
+    except _MISFITS as error:
         raise FileFormatError(
             f"{path}: its parts don't fit together ({type(error).__name__}: {error}). Save it again."
         ) from error
@@ -107,7 +126,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata["gpmoe"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: not a gpmoe model ({type(error).__name__}: {error}). {advice}") from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: not a gpmoe model (its header is a {type(header).__name__}). {advice}")

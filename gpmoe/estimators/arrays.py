@@ -30,7 +30,7 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
         NonFiniteError: naming the first row and column that is NaN or infinite.
         ValueError: scikit-learn's, naming what came and what was wanted.
     """
-    checked: Array = validate_data(estimator, X, reset=reset, dtype=np.float64, ensure_all_finite=False)
+    checked: Array = validate_data(estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False)
     bad = ~np.isfinite(checked)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
@@ -58,7 +58,7 @@ def checked_targets(estimator: BaseEstimator, y: Any, n: int) -> Array:
         raise InputError(f"Complex data not supported: `y` must be real; got dtype {values.dtype}.")
     if values.ndim == 2 and values.shape[1] == 1:
         text = "A column-vector y was passed when a 1d array was expected; it is read as (n_samples,)."
-        warnings.warn(text, DataConversionWarning, stacklevel=4)
+        warnings.warn(text, DataConversionWarning, stacklevel=3)
         values = values[:, 0]
     if values.ndim != 1:
         raise ShapeError(f"`y` must have shape (n,), one target; got {values.shape}. Fit one model for each column.")
@@ -127,7 +127,8 @@ class Scaling:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Scaling":
         """The inverse of `to_dict`."""
-        return cls(np.array(data["X_shift"]), np.array(data["X_scale"]), float(data["y_shift"]), float(data["y_scale"]))
+        shift, scale = (np.array(data[key], dtype=np.float64) for key in ("X_shift", "X_scale"))
+        return cls(shift, scale, float(data["y_shift"]), float(data["y_scale"]))
 
     def inputs(self, X: Array) -> Tensor:
         """X in the model's units."""

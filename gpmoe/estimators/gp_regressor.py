@@ -98,7 +98,7 @@ class GPRegressor(ProbabilisticRegressor):
             raise ShapeError(f"`noise` must be a number or have shape ({n},); got {noise.shape}.")
         if not np.all(noise > 0) or not np.all(np.isfinite(noise)):
             raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {noise.min()}.")
-        return torch.from_numpy(noise / self.scaling_.y_scale**2)
+        return torch.as_tensor(noise / self.scaling_.y_scale**2, dtype=torch.float64)
 
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets) for each i, in closed form with the fitted hyperparameters.
@@ -120,7 +120,7 @@ class GPRegressor(ProbabilisticRegressor):
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "GPRegressor":
         """See `io.Savable`."""
         estimator = cls.arguments_from_parts(data["arguments"], tensors)
-        estimator._restore_common(data)
+        estimator._restore_common(data, tensors)
         X, y = tensors["X"], tensors["y"]
         noise = None if estimator.noise is None else estimator._scaled_noise(len(y))
         model = ExactGP(X, y, kernel=build_kernel(data["kernel"]), noise=noise)

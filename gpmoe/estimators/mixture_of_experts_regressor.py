@@ -1,7 +1,7 @@
 """Regression with a mixture of GP experts, front door."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import InputError
+from gpmoe.errors import InputError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
@@ -84,7 +84,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         seed = int(check_random_state(self.random_state).randint(2**31))
         if self.n_experts == "auto":
             expect_memory(len(inputs), matrices=4)
-            model, self.report_ = choose_n_experts(lambda k: self._model(k, expert, inputs, targets), seed=seed)
+            model, self.report_ = choose_n_experts(
+                lambda k: self._model(k, expert, inputs, targets), solver=expert.solver, seed=seed
+            )
         else:
             expect_memory(len(inputs), matrices=int(self.n_experts))
             model = self._model(int(self.n_experts), expert, inputs, targets)
@@ -108,6 +110,8 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             if np.ndim(expert.noise):
                 raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
             noise = float(expert.noise) / self.scaling_.y_scale**2  # type: ignore[arg-type]
+        if n_experts > len(inputs):
+            raise InputError(f"`n_experts` must be at most the number of rows, {len(inputs)}; got {n_experts}.")
         return MixtureOfExperts(
             self.scaling_.inputs(inputs),
             self.scaling_.targets(targets),
@@ -134,6 +138,8 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         model = self.model_
         own = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
         tensors |= {**own, **tensors_of(model, "model"), **buffers_of(model.gate, "gate")}
+        if not isinstance(self.gate, str):
+            tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
         data = {
             "arguments": {
                 "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
@@ -152,9 +158,13 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         """See `io.Savable`."""
         expert = None if data["expert"] is None else GPRegressor.arguments_from_parts(data["expert"], tensors)
         arguments = data["arguments"]
-        gate = arguments["gate"] if isinstance(arguments["gate"], str) else build_gate(arguments["gate"])
+        gate = arguments["gate"]
+        if not isinstance(gate, str):
+            gate = build_gate(gate)
+            set_tensors(cast(torch.nn.Module, gate), "own_gate", tensors)
+            set_buffers(gate, "own_gate", tensors)
         estimator = cls(**{**arguments, "gate": gate}, expert=expert)
-        estimator._restore_common(data)
+        estimator._restore_common(data, tensors)
         kernels = [build_kernel(part) for part in data["kernels"]]
         noise = None if expert is None or expert.noise is None else float(expert.noise) / estimator.scaling_.y_scale**2  # type: ignore[arg-type]
         model = MixtureOfExperts(
@@ -167,7 +177,10 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         )
         set_tensors(model, "model", tensors)
         set_buffers(model.gate, "gate", tensors)
-        model.restore_responsibilities(tensors["responsibilities"])
+        responsibilities = tensors["responsibilities"]
+        if responsibilities.shape != model.responsibilities.shape or responsibilities.dtype != torch.float64:
+            raise ShapeError(f"`responsibilities` must be {tuple(model.responsibilities.shape)}, float64.")
+        model.restore_responsibilities(responsibilities)
         estimator.model_ = model.requires_grad_(False)
         estimator.n_experts_ = model.n_experts
         estimator.responsibilities_ = model.responsibilities.numpy()

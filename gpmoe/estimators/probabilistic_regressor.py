@@ -120,8 +120,13 @@ class ProbabilisticRegressor(RegressorMixin, BaseEstimator):
             "feature_names": None if names is None else [str(name) for name in names],
         }
 
-    def _restore_common(self, data: dict[str, Any]) -> None:
+    def _restore_common(self, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.scaling_ = Scaling.from_dict(data["scaling"])
+        names = data["feature_names"]
+        d = int(data["n_features"])
+        sizes = {d, len(self.scaling_.X_shift), len(self.scaling_.X_scale), tensors["X"].shape[-1]}
+        if len(sizes) > 1 or (names is not None and len(names) != d):
+            raise ShapeError(f"`n_features`, `scaling`, `feature_names` and X must agree; n_features is {d}.")
         self.report_ = FitReport.from_dict(data["report"])
         self.n_features_in_ = int(data["n_features"])
         if data["feature_names"] is not None:

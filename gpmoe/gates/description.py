@@ -59,6 +59,8 @@ def set_buffers(gate: Gate, prefix: str, tensors: dict[str, Tensor]) -> None:
     for name, buffer in list(gate.named_buffers(recurse=False)):
         stored = tensors[f"{prefix}.{name}"]
         fixed = slice(1, None) if name in _DATA_SIZED else slice(None)
-        if stored.dim() != buffer.dim() or stored.shape[fixed] != buffer.shape[fixed]:
+        fits = stored.dim() == buffer.dim() and stored.shape[fixed] == buffer.shape[fixed]
+        rows = {len(tensors[f"{prefix}.{key}"]) for key in _DATA_SIZED if f"{prefix}.{key}" in tensors}
+        if not fits or stored.dtype != buffer.dtype or len(rows) > 1:
             raise ShapeError(f"`{prefix}.{name}` must have shape {tuple(buffer.shape)}; got {tuple(stored.shape)}.")
         setattr(gate, name, stored.clone())

@@ -131,6 +131,8 @@ class GPGate(gpytorch.Module):
 
     def _moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(h) at X ``(m, d)``, ``(m, k - 1)`` each."""
+        if self.n_experts == 1:
+            return X.new_zeros(len(X), 0), X.new_zeros(len(X), 0)
         with torch.no_grad():
             if self._sticks is None:
                 self._sticks = [self._solve(j) for j in range(self.n_experts - 1)]
@@ -165,8 +167,8 @@ def _lambda(xi: Tensor) -> Tensor:
 
 def _break_sticks(taken: Tensor, passed: Tensor) -> Tensor:
     """log π ``(m, k)`` from log σ(h) and log(1 - σ(h)), ``(m, k - 1)`` each."""
-    before = torch.cat([torch.zeros_like(passed[:, :1]), passed.cumsum(-1)], -1)
-    return before + torch.cat([taken, torch.zeros_like(taken[:, :1])], -1)
+    zero = passed.new_zeros(len(passed), 1)
+    return torch.cat([zero, passed.cumsum(-1)], -1) + torch.cat([taken, zero], -1)
 
 
 def _even_sticks(k: int) -> Tensor:

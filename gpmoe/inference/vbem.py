@@ -13,6 +13,7 @@ Source: Nguyen and Bonilla (2014), Fast Allocation of Gaussian Process Experts, 
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
@@ -322,8 +324,14 @@ def split_experts(moe: MixtureOfExperts) -> list[Start]:
 
 
 def _centroids(view: Array, k: int, seed: int) -> Array:
-    return KMeans(k, n_init=1, random_state=seed).fit_predict(view)
+    return _labels(KMeans(k, n_init=1, random_state=seed), view)
 
 
 def _gaussian_clusters(view: Array, k: int, seed: int) -> Array:
-    return GaussianMixture(k, reg_covar=1e-3, random_state=seed).fit_predict(view)
+    return _labels(GaussianMixture(k, reg_covar=1e-3, random_state=seed), view)
+
+
+def _labels(clusters: Any, view: Array) -> Array:
+    with warnings.catch_warnings():  # identical rows give fewer clusters than asked for, which is a start as well
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return clusters.fit_predict(view)

@@ -36,6 +36,7 @@ _PRIORS: dict[str, tuple[str, ...]] = {
     "HalfCauchyPrior": ("scale",),
     "UniformPrior": ("low", "high"),
 }
+_ENDS = {"GreaterThan": (0.0,), "LessThan": (0.0,), "Interval": (0.0, 1.0)}  # arguments to make a plain one
 _CONSTRAINTS = ("Positive", "GreaterThan", "LessThan", "Interval")
 
 
@@ -62,6 +63,8 @@ def describe_kernel(kernel: Kernel) -> dict[str, Any]:
         "PiecewisePolynomialKernel",
     ):
         arguments["ard_num_dims"] = kernel.ard_num_dims
+    elif name == "LinearKernel" and kernel.raw_variance.shape[-1] > 1:
+        arguments["ard_num_dims"] = kernel.raw_variance.shape[-1]
     return {
         "type": name,
         "arguments": arguments,
@@ -86,7 +89,7 @@ def build_kernel(description: dict[str, Any]) -> Kernel:
     else:
         if "base_kernel" in arguments:
             arguments["base_kernel"] = build_kernel(arguments["base_kernel"])
-        elif description["active_dims"] is not None:
+        if description["active_dims"] is not None:
             arguments["active_dims"] = tuple(description["active_dims"])
         kernel = kind(**arguments, batch_shape=torch.Size(description["batch_shape"]))
     for key, value in description["constraints"].items():
@@ -110,6 +113,8 @@ def _describe_constraint(constraint: gpytorch.constraints.Interval) -> dict[str,
         raise UnsupportedKernelError(
             f"a constraint of type {name} can't be written; known are {', '.join(_CONSTRAINTS)}."
         )
+    if type(constraint._transform) is not type(type(constraint)(*_ENDS.get(name, ()))._transform):
+        raise UnsupportedKernelError(f"a {name} constraint with a transform of its own can't be written to a file.")
     ends = {"lower": constraint.lower_bound, "upper": constraint.upper_bound}
     finite = {key: end.tolist() for key, end in ends.items() if bool(end.isfinite().all())}
     return {"type": name, **finite}
@@ -130,14 +135,17 @@ def _describe_prior(kernel: Kernel, key: str, prior: gpytorch.priors.Prior) -> d
             f"the prior {key!r} of type {name} can't be written; known are {', '.join(_PRIORS)}, on a kernel's own "
             "parameters."
         )
-    return {"type": name, "arguments": {argument: getattr(prior, argument).tolist() for argument in _PRIORS[name]}}
+    arguments = {argument: getattr(prior, argument) for argument in _PRIORS[name]}
+    single = all(value.dtype == torch.float32 for value in arguments.values())  # how exactly its density is computed
+    return {"type": name, "single": single, "arguments": {key: value.tolist() for key, value in arguments.items()}}
 
 
 def _build_prior(description: dict[str, Any]) -> gpytorch.priors.Prior:
     name = description["type"]
     if name not in _PRIORS:
         raise UnsupportedKernelError(f"unknown prior type {name!r}.")
-    arguments = {key: torch.tensor(description["arguments"][key]) for key in _PRIORS[name]}
+    dtype = torch.float32 if description["single"] else torch.float64
+    arguments = {key: torch.tensor(description["arguments"][key], dtype=dtype) for key in _PRIORS[name]}
     if name == "UniformPrior":
         return priors.UniformPrior(arguments["low"], arguments["high"])
     return getattr(priors, name)(**arguments)

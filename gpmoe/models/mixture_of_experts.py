@@ -43,7 +43,7 @@ class MixtureOfExperts(gpytorch.Module, Model):
         n_experts: k.
         kernel: a GPyTorch kernel for every expert (copied), or one for each; if None `kernels.expert_matern`,
             and for a single expert the default of `ExactGP`.
-        noise: noise variance of every expert, fixed; learned for each if None.
+        noise: noise variance of every expert, fixed; learned for each if None, at least 1e-4 where there are several.
         gate: "constant", "softmax", "gp" or a `Gate` of k experts.
 
     Attributes:
@@ -84,7 +84,7 @@ class MixtureOfExperts(gpytorch.Module, Model):
         kernels = [kernel] * n_experts if isinstance(kernel, Kernel) or kernel is None else list(kernel)
         if len(kernels) != n_experts:
             raise ShapeError(f"`kernel` must be one kernel or {n_experts}, one for each expert; got {len(kernels)}.")
-        experts = [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise)) for part in kernels]
+        experts = [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise, n_experts)) for part in kernels]
         self.register_buffer("X", X)
         self.register_buffer("y", y)
         self.experts = torch.nn.ModuleList(experts)
@@ -314,10 +314,17 @@ def make_gate(name: str, n_experts: int, n_features: int) -> Gate:
     raise InputError(f"`gate` must be 'constant', 'softmax', 'gp' or a Gate; got {name!r}.")
 
 
-def _noise(noise: float | None) -> GaussianLikelihood | None:
-    """A likelihood whose variance is fixed; None for a learned one."""
-    if noise is None:
+def _noise(noise: float | None, n_experts: int) -> GaussianLikelihood | None:
+    """The likelihood of each expert: of fixed variance, or learned with a floor that keeps one of several from
+    collapsing on a few points; None for the default of a single GP."""
+    if noise is None and n_experts == 1:
         return None
-    likelihood = GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(0.0)).double()
-    likelihood.noise = noise
+    floor = 1e-4 if noise is None else 0.0
+    likelihood = GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(floor)).double()
+    if noise is None:
+        likelihood.noise = 0.1
+        return likelihood
+    if not 0 < noise < float("inf"):
+        raise InputError(f"`noise` is a variance and must be positive and finite; got {noise}.")
+    likelihood.noise = torch.tensor([noise], dtype=torch.float64)
     return likelihood.requires_grad_(False)
