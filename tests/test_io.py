@@ -195,7 +195,7 @@ def test_each_kernel_predicts_and_fits_the_same_after_loading(name: str, tmp_pat
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_built_from_its_description_has_the_same_description(name: str) -> None:
-    description = describe_kernel(KERNELS[name]())
+    description = describe_kernel(KERNELS[name]().double())
     assert describe_kernel(build_kernel(json.loads(json.dumps(description)))) == description
 
 

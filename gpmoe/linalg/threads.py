@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from threadpoolctl import LibController, ThreadpoolController
 
-SMALL = 512  # rows below which waking a thread costs more than it saves
+SMALL = 300  # rows below which waking a thread costs more than it saves
 
 
 @cache
