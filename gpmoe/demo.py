@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sklearn.datasets import load_diabetes
+from sklearn.datasets import load_wine
 from sklearn.model_selection import KFold
 
 from gpmoe.data import load_motorcycle
@@ -41,7 +41,8 @@ class _Problem:
     name: str
     X: NDArray[np.float64]
     y: NDArray[np.float64]
-    folds: int
+    n_experts: int | str
+    folds: int = 10
 
     def splits(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
         yield from KFold(self.folds, shuffle=True, random_state=0).split(self.X)
@@ -86,12 +87,15 @@ def run_demo(out: Path, console: Console, n_jobs: int = 2) -> None:
 
 
 def _problems() -> list[_Problem]:
-    X, y = load_diabetes(return_X_y=True)
-    return [_Problem("motorcycle", *load_motorcycle(), folds=10), _Problem("diabetes", X, y, folds=5)]
+    wine = load_wine().data  # twelve measurements of a wine and, last, its proline in mg/l
+    motorcycle = _Problem("motorcycle", *load_motorcycle(), n_experts="auto")
+    return [motorcycle, _Problem("wine, proline", wine[:, :-1], wine[:, -1], n_experts=2)]
 
 
-def _estimator(model: str) -> GPRegressor | MixtureOfExpertsRegressor:
-    return (MixtureOfExpertsRegressor if model == "moe" else GPRegressor)(random_state=0)
+def _estimator(model: str, problem: _Problem) -> GPRegressor | MixtureOfExpertsRegressor:
+    if model == "gp":
+        return GPRegressor(random_state=0)
+    return MixtureOfExpertsRegressor(problem.n_experts, random_state=0)
 
 
 def _cross_validate(problems: list[_Problem], console: Console, n_jobs: int) -> list[_FoldResult]:
@@ -112,7 +116,7 @@ def _score_fold(
 ) -> _FoldResult:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", GPMoEWarning)
-        fitted = _estimator(model).fit(problem.X[train], problem.y[train])
+        fitted = _estimator(model, problem).fit(problem.X[train], problem.y[train])
         values = scores(fitted.predict_dist(problem.X[test]), problem.y[test])
     warned = tuple(str(entry.message) for entry in caught if issubclass(entry.category, GPMoEWarning))
     return _FoldResult(problem.name, model, fold, {name: values[name] for name in _LABELS}, warned)
@@ -179,9 +183,9 @@ def _draw(figure: "Figure", problem: _Problem) -> None:
 
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     grid = np.linspace(problem.X.min(), problem.X.max(), 300)[:, None]
-    lower, upper = _estimator("gp").fit(problem.X, problem.y).predict_dist(grid).interval(0.9)
+    lower, upper = _estimator("gp", problem).fit(problem.X, problem.y).predict_dist(grid).interval(0.9)
     top.fill_between(grid[:, 0], lower, upper, color="0.5", alpha=0.2, linewidth=0, label="90% of plain GP")
-    mixture = _estimator("moe").fit(problem.X, problem.y)
+    mixture = _estimator("moe", problem).fit(problem.X, problem.y)
     curves = expert_curves(mixture, grid)
     plot_band(posterior_band(mixture, grid, levels=(0.5, 0.9), include_latent=False), top)
     plot_experts(curves, top, X=problem.X, y=problem.y, xlabel="", ylabel="acceleration (g)")

@@ -41,14 +41,14 @@ class Constant:
 @pytest.fixture
 def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the demonstration prints with two constant models, run in this process."""
-    monkeypatch.setattr(demo, "_estimator", lambda model: Constant(2 if model == "moe" else 1))
+    monkeypatch.setattr(demo, "_estimator", lambda model, problem: Constant(2 if model == "moe" else 1))
     console = Console(record=True, width=120, quiet=False, force_terminal=False)
     demo.run_demo(tmp_path / "out", console, n_jobs=1)
     return console.export_text()
 
 
 def test_the_demonstration_prints_each_score_of_both_models(printed: str) -> None:
-    for word in ("motorcycle", "133 x 1, 10 folds", "diabetes", "442 x 10, 5 folds", "log score", "RMSE", "CRPS"):
+    for word in ("motorcycle", "133 x 1, 10 folds", "wine, proline", "178 x 12, 10 folds", "log score", "RMSE", "CRPS"):
         assert word in printed
     rows = [line for line in printed.splitlines() if re.search(r"log score|RMSE|CRPS|coverage", line)]
     assert len(rows) == 8
@@ -57,7 +57,7 @@ def test_the_demonstration_prints_each_score_of_both_models(printed: str) -> Non
 
 def test_the_demonstration_tells_of_warnings_once(printed: str) -> None:
     # Of ten folds of 133 rows, seven leave out 13 rows and three leave out 14, which leaves 119.
-    assert "note: 3 of 30 fits warned; the first, on motorcycle: stopped early" in printed
+    assert "note: 3 of 40 fits warned; the first, on motorcycle: stopped early" in printed
 
 
 def test_the_demonstration_leaves_scores_and_a_figure(printed: str, tmp_path: Path) -> None:
