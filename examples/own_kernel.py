@@ -15,6 +15,7 @@ past = X[:, 0] < 1996
 # %% trend + season that drifts + short-lived deviations; years stay years with scale=None
 year = PeriodicKernel()
 year.period_length = 1.0
+year.raw_period_length.requires_grad_(False)  # known, so not learned
 trend, drift, short = RBFKernel(), RBFKernel(), RQKernel()
 trend.lengthscale, drift.lengthscale, short.lengthscale = 50.0, 100.0, 1.0
 kernel = ScaleKernel(trend) + ScaleKernel(drift * year) + ScaleKernel(short)
