@@ -38,3 +38,7 @@ ax.fill_between(X[~past, 0], lower, upper, alpha=0.4, label="90 % predictive")
 ax.set(xlim=(1990, X.max() + 0.2), ylim=(np.min(y[X[:, 0] > 1990]) - 2, y.max() + 5), xlabel="year", ylabel="CO2 (ppm)")
 ax.legend(frameon=False)
 figure.savefig("own_kernel.png", dpi=120)
+
+# Expected:
+# 449 months, converged: True
+# RMSE 1.7 ppm in 72 months that were not seen

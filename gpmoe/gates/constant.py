@@ -33,13 +33,16 @@ class ConstantGate(gpytorch.Module):
         self.logits = (counts / counts.sum()).log()
 
     def expected_log_probs(self, X: Tensor) -> Tensor:
+        """The log proportions, ``(n, k)``."""
         return self.log_probs(X)
 
     def bound(self, X: Tensor, responsibilities: Tensor) -> Tensor:
+        """See `Gate`."""
         log_prior = torch.log_softmax(self.logits, -1).sum() / self.n_experts
         return (responsibilities * self.log_probs(X)).sum() + log_prior
 
     def log_probs(self, X: Tensor) -> Tensor:
+        """The log proportions at each row, ``(*batch, m, k)``."""
         return torch.log_softmax(self.logits, -1).expand(*X.shape[:-1], self.n_experts)
 
     def log_occam_factor(self, X: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class GPGate(gpytorch.Module):
         self._sticks = None
 
     def expected_log_probs(self, X: Tensor) -> Tensor:
+        """Jaakkola and Jordan's lower bound of E[log π], ``(n, k)``."""
         mean, variance = self._moments(X)
         second = mean.square() + variance
         xi = self.xi

@@ -84,9 +84,11 @@ class SoftmaxGate(gpytorch.Module):
         return H
 
     def expected_log_probs(self, X: Tensor) -> Tensor:
+        """log π at the point estimate, ``(n, k)``."""
         return self.log_probs(X)
 
     def bound(self, X: Tensor, responsibilities: Tensor) -> Tensor:
+        """See `Gate`; the prior without its normaliser, which `log_occam_factor` holds."""
         return self._objective(self.weights, _with_one(X), responsibilities)
 
     def log_occam_factor(self, X: Tensor) -> Tensor:
@@ -95,6 +97,7 @@ class SoftmaxGate(gpytorch.Module):
         return -0.5 * log_det
 
     def log_probs(self, X: Tensor) -> Tensor:
+        """log π_k(x), ``(*batch, m, k)``."""
         return torch.log_softmax(_with_one(X) @ self.weights, -1)
 
 

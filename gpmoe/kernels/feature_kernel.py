@@ -33,6 +33,7 @@ class FeatureKernel(StationaryKernel):
         self.base_kernel = base_kernel
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """k(φ(x1), φ(x2))."""
         return self.base_kernel(self.feature_map(x1), self.feature_map(x2), diag=diag, **params)
 
     def stationary_terms(self, X1: Tensor, X2: Tensor | None) -> list[Term] | None:

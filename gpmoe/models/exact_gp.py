@@ -183,6 +183,7 @@ class ExactGP(GaussianModel):
         return Factor(L, lapack.cholesky_solve(L, residual), parameters, jitter)
 
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """See `GaussianModel.latent`."""
         expect_inputs(X, self.X)
         factor = self.factor()
         with _evaluating(self):

@@ -146,9 +146,11 @@ class ConditionedGP(GaussianModel):
         return torch.broadcast_shapes(self.X.shape[:-2], self.Y.shape[:-1], self.base.batch_shape)
 
     def new_noise(self) -> Tensor:
+        """That of the base model."""
         return self.base.new_noise()
 
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """See `GaussianModel.latent`: the base posterior given the further observations."""
         q = self.X.shape[-2]
         batch = torch.broadcast_shapes(self.X.shape[:-2], X.shape[:-2])
         both = torch.cat([self.X.expand(*batch, *self.X.shape[-2:]), X.expand(*batch, *X.shape[-2:])], dim=-2)
