@@ -118,10 +118,7 @@ def _climb_copy(
     gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
 ) -> End:
     """Climb on a copy, with the parent's LAPACK; what a worker runs."""
-    with (
-        lapack.use_provider(name),
-        at_most_threads(1),
-    ):  # one thread in any process, so that results don't depend on which
+    with lapack.use_provider(name), at_most_threads(1):  # in any process, so that results don't depend on which
         copy = deepcopy(gp)
         Coordinates(copy).write(x)
         return climb(copy, objective, solver, max_iterations=max_iterations)

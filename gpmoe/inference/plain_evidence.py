@@ -1,6 +1,6 @@
 """The evidence of the default GP without autograd: what an optimiser on few points spends its time on.
 
-For a scaled RBF, Matérn or rational quadratic kernel, a constant or zero mean and Gaussian noise, value and gradient
+For a scaled RBF, Matérn or rational quadratic kernel, a constant mean and Gaussian noise, value and gradient
 are written out in NumPy. The numbers are those of `ExactGP.log_marginal_likelihood`, and so is the pass over the data;
 what falls away is a few milliseconds of small tensors, which is most of the cost below some 300 points.
 
@@ -25,13 +25,13 @@ from torch.nn import Parameter
 
 from gpmoe.linalg import fused, lapack
 from gpmoe.linalg.factorisation import cholesky_with_jitter_
+from gpmoe.linalg.stationary import MATERN_FAMILY
 from gpmoe.models.exact_gp import ExactGP
 
 Vector = NDArray[np.float64]
 LogPrior = Callable[[Vector], tuple[float, Vector]]
 
 _LOG_2_PI = math.log(2 * math.pi)
-_MATERN = {0.5: fused.MATERN12, 1.5: fused.MATERN32, 2.5: fused.MATERN52}
 
 
 class _Slot(NamedTuple):
@@ -83,11 +83,7 @@ class PlainEvidence:
         shape = (
             self._part(given, "alpha", lambda: base.alpha) if self.family[0] == fused.RATIONAL_QUADRATIC else np.ones(1)
         )
-        mean = (
-            self._part(given, "mean", lambda: gp.mean_module.constant)
-            if "mean" in given or _has_mean(gp)
-            else np.zeros(1)
-        )
+        mean = self._part(given, "mean", lambda: gp.mean_module.constant)
         weights = np.ones(len(y)) if gp.weights is None else gp.weights.numpy()
 
         Z = np.ascontiguousarray(((X - X.mean(0)) / lengthscale).T)
@@ -103,7 +99,7 @@ class PlainEvidence:
         gp.workspace.jitter = cholesky_with_jitter_(fill, C)
         residual = y - mean
         alpha = lapack.cholesky_solve(C, torch.from_numpy(residual)).numpy()
-        diagonal = C.numpy().diagonal()
+        diagonal = C.numpy().diagonal()  # a view: first of the factor, below of the inverse
         value = -0.5 * (float(alpha @ residual) + 2 * float(np.log(diagonal).sum()) + len(y) * _LOG_2_PI)
         lapack.inverse_from_cholesky_(C)
         dZ, d_shape, d_scale = fused.gradient(alpha, C.numpy(), Z, packed)
@@ -127,10 +123,6 @@ def _with_weights(value: float, d_noise: float, noise: float, weights: Vector) -
     return value, d_noise + 0.5 * missing / noise
 
 
-def _has_mean(gp: ExactGP) -> bool:
-    return type(gp.mean_module) is ConstantMean
-
-
 def plain_evidence(gp: ExactGP) -> PlainEvidence | None:
     """The written-out evidence of a model, None for a model that it does not cover.
 
@@ -141,8 +133,8 @@ def plain_evidence(gp: ExactGP) -> PlainEvidence | None:
         return None
     base = kernel.base_kernel
     family = {RBFKernel: fused.RBF, RQKernel: fused.RATIONAL_QUADRATIC, MaternKernel: None}[type(base)]
-    family = _MATERN.get(base.nu) if family is None else family
-    plain_parts = _has_mean(gp) and type(gp.likelihood) is GaussianLikelihood
+    family = MATERN_FAMILY.get(base.nu) if family is None else family
+    plain_parts = type(gp.mean_module) is ConstantMean and type(gp.likelihood) is GaussianLikelihood
     whole = gp.X.dtype == torch.float64 and gp.X.device.type == "cpu" and not gp.batch_shape
     if family is None or not plain_parts or not whole or kernel.active_dims is not None or base.active_dims is not None:
         return None

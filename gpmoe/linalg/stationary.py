@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gpmoe.linalg import fused
 
-_MATERN = {0.5: fused.MATERN12, 1.5: fused.MATERN32, 2.5: fused.MATERN52}
+MATERN_FAMILY = {0.5: fused.MATERN12, 1.5: fused.MATERN32, 2.5: fused.MATERN52}
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _leaf(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> Leaf | None:
     Z1 = (X1 - center) / kernel.lengthscale
     Z2 = None if X2 is None else (X2 - center) / kernel.lengthscale
     if kind is MaternKernel:
-        return Leaf(_MATERN[kernel.nu], Z1, Z2) if kernel.nu in _MATERN else None
+        return Leaf(MATERN_FAMILY[kernel.nu], Z1, Z2) if kernel.nu in MATERN_FAMILY else None
     if kind is RQKernel:
         return Leaf(fused.RATIONAL_QUADRATIC, Z1, Z2, kernel.alpha.reshape(()))
     return Leaf(fused.RBF, Z1, Z2)
