@@ -34,7 +34,6 @@ def test_scikit_learns_contract_is_kept(estimator, check) -> None:
     check(estimator)
 
 
-@pytest.mark.slow
 @parametrize_with_checks([MixtureOfExpertsRegressor(), MixtureOfExpertsRegressor(n_experts=2)])
 def test_scikit_learns_contract_is_kept_by_mixtures(estimator, check) -> None:
     check(estimator)

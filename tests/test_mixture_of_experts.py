@@ -126,6 +126,7 @@ def test_samples_pass_gradients_to_inputs(moe: MixtureOfExperts, X_new: Tensor, 
 
 
 @pytest.mark.parametrize("gate", ["constant", "softmax", "gp"])
+@pytest.mark.filterwarnings("ignore:Optimization failed in `gen_candidates_scipy`:RuntimeWarning")  # samples jump
 def test_botorch_optimises_an_acquisition_on_the_fitted_model(gate: str) -> None:
     X, y, _ = simulate_two_regimes(30, seed=0)
     model = MixtureOfExpertsRegressor(n_experts=2, gate=gate, random_state=0).fit(X, y).model_

@@ -111,7 +111,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
                 raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
             noise = float(expert.noise) / self.scaling_.y_scale**2  # type: ignore[arg-type]
         if n_experts > len(inputs):
-            raise InputError(f"`n_experts` must be at most the number of rows, {len(inputs)}; got {n_experts}.")
+            raise InputError(
+                f"`n_experts` must be at most the number of rows; got n_experts={n_experts}, n_samples={len(inputs)}."
+            )
         return MixtureOfExperts(
             self.scaling_.inputs(inputs),
             self.scaling_.targets(targets),

@@ -79,7 +79,8 @@ class SoftmaxGate(gpytorch.Module):
         size = self.weights.numel()
         probs = torch.softmax(A @ self.weights, -1)
         curvature = torch.diag_embed(probs) - probs.unsqueeze(-1) * probs.unsqueeze(-2)
-        H = torch.einsum("ni,nkl,nj->ikjl", A, curvature, A).reshape(size, size)
+        weighted = curvature.permute(1, 2, 0).unsqueeze(-1) * A  # (k, k, n, d + 1)
+        H = (A.mT @ weighted).permute(2, 0, 3, 1).reshape(size, size)
         lapack.diagonal(H).add_(self.precision)
         return H
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gpmoe.errors import NotPositiveDefiniteError
+from gpmoe.inference.lbfgs import LBFGS
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, prior_of
 from gpmoe.inference.plain_evidence import PlainEvidence, plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
@@ -146,6 +147,7 @@ class Climber:
         self.log_prior = prior_of(model)
         self.plain = plain if plain is not None and self.coordinates.are_plain else None
         self.evaluations = 0
+        self.lbfgs = LBFGS()
 
     def climb(self, solver: Cholesky, max_iterations: int) -> End:
         """Go up from the present parameters, once more from where a line search failed, and leave them at the top."""
@@ -168,6 +170,23 @@ class Climber:
         self.coordinates.write(x)
         return End(x, value, trace, iterations, self.evaluations - before, converged, reason)
 
+    def nudge(self, steps: int) -> float:
+        """Go up a few steps from the present parameters, with what earlier nudges learned of the curvature.
+
+        Solver and threads are the caller's affair.
+
+        Returns:
+            The objective plus log priors at the end.
+        """
+        x = self.coordinates.read()
+        if x.size == 0:
+            return float(self._value().detach())
+        x, loss = self.lbfgs.minimise(self._loss_and_gradient, x, steps)
+        self.coordinates.write(x)
+        if self.plain is not None:
+            self.plain.set(self.coordinates.values(x))
+        return -loss
+
     def _value(self) -> Tensor:
         return self.objective(self.model) + self.log_prior()
 
@@ -186,10 +205,8 @@ class Climber:
         return -float(value.detach()), -self.coordinates.gradient(x)
 
     def _plain_loss_and_gradient(self, x: Vector, plain: PlainEvidence) -> tuple[float, Vector]:
-        values = self.coordinates.values(x)
-        value, slopes = plain([values[id(parameter)] for parameter in plain.parameters])
-        slope_of = {id(parameter): slope for parameter, slope in zip(plain.parameters, slopes, strict=True)}
-        return -value, -self.coordinates.gradient_of_values(x, slope_of)
+        value, slope = plain(self.coordinates.values(x))
+        return -value, -self.coordinates.gradient_of_values(x, slope)
 
     def _minimise(self, x: Vector, max_iterations: int, trace: list[float]) -> OptimizeResult:
         def remember(intermediate_result: OptimizeResult) -> None:
@@ -221,6 +238,9 @@ class Coordinates:
         for _, parameter, constraint in model.named_parameters_and_constraints():
             if parameter.requires_grad:
                 self._slots.append((parameter, _softplus_bound(constraint), constraint))
+        lower = [np.full(p.numel(), np.nan if bound is None else bound) for p, bound, _ in self._slots]
+        self._lower: Vector = np.concatenate([np.zeros(0), *lower])
+        self._by_factors = ~np.isnan(self._lower)
 
     @property
     def bounds(self) -> list[tuple[float | None, float | None]]:
@@ -269,23 +289,13 @@ class Coordinates:
         """Whether each value is its coordinate, or a lower bound plus its exponential."""
         return all(lower is not None or constraint is None for _, lower, constraint in self._slots)
 
-    def values(self, x: Vector) -> dict[int, Vector]:
-        """Raveled values v of the parameters at x, by the identity of the parameter."""
-        found, at = {}, 0
-        for parameter, lower, _ in self._slots:
-            piece = x[at : at + parameter.numel()]
-            found[id(parameter)] = piece if lower is None else lower + np.exp(piece)
-            at += parameter.numel()
-        return found
+    def values(self, x: Vector) -> Vector:
+        """Values v of the parameters at x, one raveled after another."""
+        return np.where(self._by_factors, self._lower + np.exp(np.where(self._by_factors, x, 0.0)), x)
 
-    def gradient_of_values(self, x: Vector, slope_of: dict[int, Vector]) -> Vector:
+    def gradient_of_values(self, x: Vector, slope: Vector) -> Vector:
         """The gradient in coordinates from slopes in v."""
-        parts, at = [], 0
-        for parameter, lower, _ in self._slots:
-            slope = slope_of[id(parameter)]
-            parts.append(slope if lower is None else slope * np.exp(x[at : at + parameter.numel()]))
-            at += parameter.numel()
-        return np.concatenate(parts)
+        return np.where(self._by_factors, slope * np.exp(np.where(self._by_factors, x, 0.0)), slope)
 
 
 def _softplus_bound(constraint: object) -> float | None:

@@ -1,18 +1,18 @@
 """The evidence of the default GP without autograd: what an optimiser on few points spends its time on.
 
-For a scaled RBF, Matérn or rational quadratic kernel, a constant mean and Gaussian noise, value and gradient
-are written out in NumPy. The numbers are those of `ExactGP.log_marginal_likelihood`, and so is the pass over the data;
-what falls away is a few milliseconds of small tensors, which is most of the cost below some 300 points.
+For a scaled RBF, Matérn or rational quadratic kernel, a constant mean and Gaussian noise, value and gradient are
+written out. The numbers are those of `ExactGP.log_marginal_likelihood`, and so is the pass over the data; what falls
+away is a few milliseconds of small tensors, which is most of the cost below some 300 points.
 
-| symbol | name in code |
-|---|---|
-| v = (lengthscales, outputscale, α, noise, mean), those that are there and learned | `values` |
-| d log p / dv | `slopes` |
+| symbol | name in code | shape |
+|---|---|---|
+| v = (lengthscales, outputscale, α, noise, mean) | `v` | (lengthscales + 4,) |
+| those entries of v that are learned, in the order of the model's parameters | `learned` | |
+| d log p / dv | `slope` | as v |
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from gpytorch.kernels import MaternKernel, RBFKernel, RQKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean
 from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
+from numba import njit
 from numpy.typing import NDArray
-from torch.nn import Parameter
+from torch import Tensor
 
 from gpmoe.linalg import fused, lapack
 from gpmoe.linalg.factorisation import cholesky_with_jitter_
@@ -29,98 +30,167 @@ from gpmoe.linalg.stationary import MATERN_FAMILY
 from gpmoe.models.exact_gp import ExactGP
 
 Vector = NDArray[np.float64]
-LogPrior = Callable[[Vector], tuple[float, Vector]]
 
 _LOG_2_PI = math.log(2 * math.pi)
+_NO_PRIOR, _GAMMA, _LOG_NORMAL, _NORMAL = range(4)
+_COMPILED: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
-class _Slot(NamedTuple):
-    """A learned parameter: where its value lies in the vector, and its log prior if it has one."""
+@njit(**_COMPILED)
+def _unpack(v, X, y, weights, Z, scale, shape, residual, noise):  # type: ignore[no-untyped-def]
+    """Scaled inputs, kernel parameters, residual and noise per point from v."""
+    count = len(v) - 4
+    for d in range(len(Z)):
+        inverse = 1.0 / v[d if count > 1 else 0]
+        for i in range(len(y)):
+            Z[d, i] = X[d, i] * inverse
+    scale[0], shape[0] = v[count], v[count + 1]
+    for i in range(len(y)):
+        residual[i] = y[i] - v[count + 3]
+        noise[i] = v[count + 2] / weights[i]
 
-    parameter: Parameter
-    part: str
-    log_prior: LogPrior | None
+
+@njit(**_COMPILED)
+def _log_density(C, alpha, residual):  # type: ignore[no-untyped-def]
+    """log N(residual | 0, L L') for the factor in C and α."""
+    total = len(alpha) * _LOG_2_PI
+    for i in range(len(alpha)):
+        total += alpha[i] * residual[i] + 2.0 * math.log(C[i, i])
+    return -0.5 * total
+
+
+@njit(**_COMPILED)
+def _slope(v, Z, weights, alpha, W, dZ, d_shape, d_scale, slope):  # type: ignore[no-untyped-def]
+    """d log p / dv from W = C⁻¹ and the fused gradient; returns what weights add to the value.
+
+    That is ½ sum[(1 - w) log 2πσ² - log w], which makes the evidence that of observations raised to their weights.
+    """
+    count = len(v) - 4
+    slope[:] = 0.0
+    for d in range(len(Z)):
+        at = d if count > 1 else 0
+        slope[at] -= np.dot(dZ[d], Z[d]) / v[at]
+    slope[count], slope[count + 1] = d_scale[0], d_shape[0]
+    noise, missing, logs = v[count + 2], 0.0, 0.0
+    for i in range(len(alpha)):
+        slope[count + 2] += 0.5 * (alpha[i] * alpha[i] - W[i, i]) / weights[i]
+        slope[count + 3] += alpha[i]
+        missing += 1.0 - weights[i]
+        logs += math.log(weights[i])
+    slope[count + 2] += 0.5 * missing / noise
+    return 0.5 * (missing * (_LOG_2_PI + math.log(noise)) - logs)
+
+
+@njit(**_COMPILED)
+def _log_priors(v, kind, first, second, slope):  # type: ignore[no-untyped-def]
+    """Sum of the log priors of v, whose slopes are added to `slope`."""
+    total = 0.0
+    for i in range(len(v)):
+        a, b = first[i], second[i]
+        if kind[i] == _GAMMA:
+            total += a * math.log(b) - math.lgamma(a) + (a - 1.0) * math.log(v[i]) - b * v[i]
+            slope[i] += (a - 1.0) / v[i] - b
+        elif kind[i] == _LOG_NORMAL:
+            u = math.log(v[i])
+            total -= math.log(b) + 0.5 * _LOG_2_PI + u + 0.5 * ((u - a) / b) ** 2
+            slope[i] -= (1.0 + (u - a) / (b * b)) / v[i]
+        elif kind[i] == _NORMAL:
+            total -= math.log(b) + 0.5 * _LOG_2_PI + 0.5 * ((v[i] - a) / b) ** 2
+            slope[i] -= (v[i] - a) / (b * b)
+    return total
 
 
 class PlainEvidence:
-    """log evidence plus log priors of one model, as a function of its parameters' values.
+    """log evidence plus log priors of one model, as a function of its learned parameters' values.
 
-    Made by `plain_evidence`, which knows for which models it is right.
+    Made by `plain_evidence`, which knows for which models it is right. The model's data may be replaced between
+    calls, its fixed parameters may not.
     """
 
-    def __init__(self, gp: ExactGP, family: int, slots: list[_Slot]) -> None:
+    def __init__(self, gp: ExactGP, family: int, v: Vector, learned: NDArray[np.intp], priors: "_Priors") -> None:
         self.gp = gp
-        self.family = np.array([family])
-        self.slots = slots
-        self.parameters = [slot.parameter for slot in slots]
+        self.v = v
+        self.learned = learned
+        self.priors = priors
+        self._scale, self._shape = np.ones(1), np.ones(1)
+        d = gp.X.shape[-1]
+        self._packed = (np.array([0, d]), np.array([family]), self._shape, np.array([0, 1]), self._scale)
+        self._data: tuple[Tensor, Tensor, Tensor | None] | None = None
 
-    def __call__(self, values: list[Vector]) -> tuple[float, list[Vector]]:
-        """Value and slopes at the values of `parameters`, each raveled.
+    def __call__(self, values: Vector) -> tuple[float, Vector]:
+        """Value and slopes at the values of the learned parameters, one raveled after another.
 
         Raises:
             NotPositiveDefiniteError, NonFiniteError: as the likelihood does.
         """
-        given = dict(zip((slot.part for slot in self.slots), values, strict=True))
-        value, slope = self._evidence(given)
-        slopes = []
-        for slot, v in zip(self.slots, values, strict=True):
-            log_prior, its_slope = (0.0, 0.0) if slot.log_prior is None else slot.log_prior(v)
-            value += float(np.sum(log_prior))
-            slopes.append(slope[slot.part] + its_slope)
-        return value, slopes
+        self.set(values)
+        v = self.v
+        C, alpha = self._factorise()
+        value = _log_density(C.numpy(), alpha, self._residual)
+        lapack.inverse_from_cholesky_(C)
+        W, slope = C.numpy(), np.empty_like(v)
+        gradient = fused.gradient(alpha, W, self._Z, self._packed)
+        value += _slope(v, self._Z, self._weights, alpha, W, *gradient, slope)
+        value += _log_priors(v, *self.priors, slope)
+        return value, slope[self.learned]
 
-    def _part(self, given: dict[str, Vector], part: str, fixed: Any) -> Vector:
-        """A learned value, or that of a fixed parameter."""
-        return given[part] if part in given else fixed().detach().numpy().reshape(-1)
+    def set(self, values: Vector) -> None:
+        """Take values of the learned parameters."""
+        self.v[self.learned] = values
 
-    def _evidence(self, given: dict[str, Vector]) -> tuple[float, dict[str, Vector]]:
+    @property
+    def noise(self) -> float:
+        """Noise variance at the present values."""
+        return float(self.v[-2])
+
+    def marginals(self, X: Tensor) -> tuple[Vector, Vector]:
+        """Posterior mean and variance of the latent function at ``(m, d)`` points, ``(m,)``, as `ExactGP.marginals`.
+
+        Taken at the present values.
+        """
+        C, alpha = self._factorise()
+        n, count = len(alpha), len(self.v) - 4
+        Z_new = np.ascontiguousarray(((X.numpy() - self._center) / self.v[:count]).T)
+        K = np.empty((len(X), n))
+        fused.assemble(Z_new, self._Z, self._packed, K)
+        mean = self.v[-1] + K @ alpha
+        V = lapack.solve_triangular(C, torch.from_numpy(K).mT, overwrite=True).numpy()
+        variance = self._scale[0] - np.einsum("ij,ij->j", V, V)
+        return mean, np.maximum(variance, self._scale[0] * np.finfo(np.float64).eps)
+
+    def _factorise(self) -> tuple[Tensor, Vector]:
+        """L in the model's workspace, and α."""
         gp = self.gp
-        base = gp.covar_module.base_kernel
-        X, y = gp.X.numpy(), gp.y.numpy()
-        lengthscale = self._part(given, "lengthscale", lambda: base.lengthscale)
-        scale = self._part(given, "outputscale", lambda: gp.covar_module.outputscale)
-        noise = self._part(given, "noise", lambda: gp.likelihood.noise)
-        shape = (
-            self._part(given, "alpha", lambda: base.alpha) if self.family[0] == fused.RATIONAL_QUADRATIC else np.ones(1)
+        self._refresh()
+        _unpack(
+            self.v, self._X, self._y, self._weights, self._Z, self._scale, self._shape, self._residual, self._noise
         )
-        mean = self._part(given, "mean", lambda: gp.mean_module.constant)
-        weights = np.ones(len(y)) if gp.weights is None else gp.weights.numpy()
 
-        Z = np.ascontiguousarray(((X - X.mean(0)) / lengthscale).T)
-        packed = (np.array([0, len(Z)]), self.family, shape, np.array([0, 1]), scale)
-        C = gp.workspace.matrix(len(y), like=gp.X)
-        per_point = torch.from_numpy(noise / weights)
-
-        def fill(C: torch.Tensor) -> None:
-            fused.assemble(Z, None, packed, C.numpy())
-            lapack.diagonal(C).add_(per_point)
+        def fill(C: Tensor) -> None:
+            fused.assemble(self._Z, None, self._packed, C.numpy())
+            lapack.diagonal(C).add_(self._noise_tensor)
 
         gp.forget_factor()
+        C = gp.workspace.matrix(len(self._y), like=gp.X)
         gp.workspace.jitter = cholesky_with_jitter_(fill, C)
-        residual = y - mean
-        alpha = lapack.cholesky_solve(C, torch.from_numpy(residual)).numpy()
-        diagonal = C.numpy().diagonal()  # a view: first of the factor, below of the inverse
-        value = -0.5 * (float(alpha @ residual) + 2 * float(np.log(diagonal).sum()) + len(y) * _LOG_2_PI)
-        lapack.inverse_from_cholesky_(C)
-        dZ, d_shape, d_scale = fused.gradient(alpha, C.numpy(), Z, packed)
-        d_noise = float((0.5 * (alpha * alpha - diagonal) / weights).sum())
-        value, d_noise = _with_weights(value, d_noise, float(noise[0]), weights)
-        along = -(dZ * Z).sum(1) / lengthscale
-        slope = {
-            "lengthscale": along if len(lengthscale) > 1 else along.sum(keepdims=True),
-            "outputscale": d_scale,
-            "alpha": d_shape,
-            "noise": np.array([d_noise]),
-            "mean": alpha.sum(keepdims=True),
-        }
-        return value, slope
+        return C, lapack.cholesky_solve(C, self._residual_tensor).numpy()
+
+    def _refresh(self) -> None:
+        """Take the model's data as arrays if they have been replaced."""
+        gp = self.gp
+        if self._data is not None and all(a is b for a, b in zip(self._data, (gp.X, gp.y, gp.weights), strict=True)):
+            return
+        self._data = gp.X, gp.y, gp.weights
+        X = gp.X.numpy()
+        self._center = X.mean(0)
+        self._X = np.ascontiguousarray((X - self._center).T)
+        self._y = gp.y.numpy()
+        self._weights = np.ones(len(X)) if gp.weights is None else gp.weights.contiguous().numpy()
+        self._Z, self._residual, self._noise = np.empty_like(self._X), np.empty(len(X)), np.empty(len(X))
+        self._residual_tensor, self._noise_tensor = torch.from_numpy(self._residual), torch.from_numpy(self._noise)
 
 
-def _with_weights(value: float, d_noise: float, noise: float, weights: Vector) -> tuple[float, float]:
-    """Add ½ sum[(1 - w) log 2πσ² - log w], which makes the evidence that of observations raised to their weights."""
-    missing = float((1 - weights).sum())
-    value += 0.5 * (missing * (_LOG_2_PI + math.log(noise)) - float(np.log(weights).sum()))
-    return value, d_noise + 0.5 * missing / noise
+_Priors = tuple[NDArray[np.int64], Vector, Vector]  # for each entry of v the kind of its prior and two parameters
 
 
 def plain_evidence(gp: ExactGP) -> PlainEvidence | None:
@@ -138,54 +208,49 @@ def plain_evidence(gp: ExactGP) -> PlainEvidence | None:
     whole = gp.X.dtype == torch.float64 and gp.X.device.type == "cpu" and not gp.batch_shape
     if family is None or not plain_parts or not whole or kernel.active_dims is not None or base.active_dims is not None:
         return None
-    parts = {
-        "lengthscale": base.raw_lengthscale,
-        "outputscale": kernel.raw_outputscale,
-        "mean": gp.mean_module.raw_constant,
+    count = base.lengthscale.numel()
+    place = {
+        id(base.raw_lengthscale): range(count),
+        id(kernel.raw_outputscale): [count],
+        id(gp.likelihood.noise_covar.raw_noise): [count + 2],
+        id(gp.mean_module.raw_constant): [count + 3],
     }
-    parts["noise"] = gp.likelihood.noise_covar.raw_noise
+    values = [base.lengthscale, kernel.outputscale, gp.likelihood.noise, gp.mean_module.constant]
+    alpha = gp.X.new_ones(1)
     if type(base) is RQKernel:
-        parts["alpha"] = base.raw_alpha
-    log_priors = _log_priors(gp, {id(parameter): part for part, parameter in parts.items()})
-    learned = {id(parameter) for parameter in gp.parameters() if parameter.requires_grad}
-    if log_priors is None or not learned <= {id(parameter) for parameter in parts.values()}:
+        place[id(base.raw_alpha)] = [count + 1]
+        alpha = base.alpha
+    v = torch.cat([part.detach().reshape(-1) for part in [*values[:2], alpha, *values[2:]]]).numpy().copy()
+    learned = [parameter for parameter in gp.parameters() if parameter.requires_grad]
+    priors = _priors(gp, place, len(v))
+    if priors is None or any(id(parameter) not in place for parameter in learned):
         return None
-    slots = [_Slot(p, part, log_priors.get(part)) for part, p in parts.items() if p.requires_grad]
-    return PlainEvidence(gp, family, slots)
+    order = np.array([at for parameter in learned for at in place[id(parameter)]], dtype=np.intp)
+    return PlainEvidence(gp, family, v, order, priors)
 
 
-def _log_priors(gp: ExactGP, part_of: dict[int, str]) -> dict[str, LogPrior] | None:
-    """The log prior of each part, None if there is one that is not written out here."""
-    found: dict[str, LogPrior] = {}
-    priors: Any = gp.named_priors
-    for name, module, prior, _, _ in priors():
+def _priors(gp: ExactGP, place: dict[int, Any], size: int) -> _Priors | None:
+    """The priors of v, None if there is one that is not written out here."""
+    kind, first, second = np.zeros(size, dtype=np.int64), np.zeros(size), np.zeros(size)
+    named_priors: Any = gp.named_priors
+    for name, module, prior, _, _ in named_priors():
         short = name.rsplit(".", 1)[-1].removesuffix("_prior")
-        parameter = getattr(module, f"raw_{short}", None)
-        part = part_of.get(id(parameter))
-        log_prior = _log_prior(prior)
-        if part is None or log_prior is None or part in found:
+        at = place.get(id(getattr(module, f"raw_{short}", None)))
+        form = _form(prior)
+        if at is None or form is None or kind[at].any():
             return None
-        found[part] = log_prior
-    return found
+        kind[at], first[at], second[at] = form
+    return kind, first, second
 
 
-def _log_prior(prior: Any) -> LogPrior | None:
-    """log density and slope of a prior, each summed or given per value."""
-    if type(prior) is GammaPrior:
-        a, b = float(prior.concentration), float(prior.rate)
-        constant = a * math.log(b) - math.lgamma(a)
-        return lambda v: (float(((a - 1) * np.log(v) - b * v + constant).sum()), (a - 1) / v - b)
-    if type(prior) is LogNormalPrior:
-        m, s = float(prior.base_dist.loc), float(prior.base_dist.scale)
-        constant = -math.log(s) - 0.5 * _LOG_2_PI
-
-        def log_normal(v: Vector) -> tuple[float, Vector]:
-            u = np.log(v)
-            return float((constant - u - 0.5 * ((u - m) / s) ** 2).sum()), -(1 + (u - m) / s**2) / v
-
-        return log_normal
-    if type(prior) is NormalPrior:
-        m, s = float(prior.loc), float(prior.scale)
-        constant = -math.log(s) - 0.5 * _LOG_2_PI
-        return lambda v: (float((constant - 0.5 * ((v - m) / s) ** 2).sum()), (m - v) / s**2)
-    return None
+def _form(prior: Any) -> tuple[int, float, float] | None:
+    """The kind of a prior and its two parameters, if they are numbers."""
+    parts = {
+        GammaPrior: lambda: (_GAMMA, prior.concentration, prior.rate),
+        LogNormalPrior: lambda: (_LOG_NORMAL, prior.base_dist.loc, prior.base_dist.scale),
+        NormalPrior: lambda: (_NORMAL, prior.loc, prior.scale),
+    }.get(type(prior))
+    if parts is None:
+        return None
+    kind, first, second = parts()
+    return (kind, float(first), float(second)) if first.numel() == 1 and second.numel() == 1 else None

@@ -40,10 +40,11 @@ from gpmoe.models.mixture_of_experts import MixtureOfExperts
 
 Array = NDArray[Any]
 
-_STEPS = 4  # of L-BFGS in each M-step
+_STEPS = 2  # of L-BFGS in each M-step
 _TOLERANCE = 1e-4  # nats a point by which an iteration must raise the bound to go on
 _SCREENING = 4  # iterations that each start gets before the best go on
 _FINALISTS = 2  # starts that go on to their end
+_SCREENING_ROWS = 256  # on more rows than these the search is made on so many of them, drawn at random
 
 
 def expert_evidence(expert: ExactGP) -> Tensor:
@@ -58,6 +59,15 @@ def expected_log_likelihood(expert: ExactGP, X: Tensor, y: Tensor) -> Tensor:
     mean, variance = expert.marginals(X)
     noise = expert.likelihood.noise.detach()
     return -0.5 * ((2 * math.pi * noise).log() + ((y - mean).square() + variance) / noise)
+
+
+def _expected_log_likelihood(climber: Climber, X: Tensor, y: Tensor) -> Tensor:
+    """`expected_log_likelihood` of the expert that a climber nudges, written out where the expert is."""
+    if climber.plain is None:
+        return expected_log_likelihood(climber.model, X, y)
+    mean, variance = climber.plain.marginals(X)
+    noise = climber.plain.noise
+    return torch.from_numpy(-0.5 * (math.log(2 * math.pi * noise) + ((y.numpy() - mean) ** 2 + variance) / noise))
 
 
 def fit_mixture(
@@ -161,6 +171,8 @@ class _Search:
     def fit(self, moe: MixtureOfExperts, further: Sequence[Start] = ()) -> FitReport:
         """Fit a mixture of any size, in place, from clusterings and `further` starts."""
         start = time.perf_counter()
+        if moe.n_experts > 1 and len(moe.y) > _SCREENING_ROWS:
+            return self._fit_from_subset(moe, further)
         single = deepcopy(moe.all_experts[0])
         single.set_data(moe.X, moe.y)
         with_one = fit_quietly(single, solver=self.solver)
@@ -172,22 +184,50 @@ class _Search:
         jobs = (delayed(_screen)(deepcopy(moe), begin, self.solver, lapack.provider()) for begin in starts)
         screened: list[_Run] = Parallel()(jobs)
         finalists = sorted(screened, key=lambda run: run.trace[-1])[-_FINALISTS:]
-        tolerance = _TOLERANCE * len(moe.y)
-        ends = [run_em(run.moe, self.solver, self.max_iterations, tolerance) for run in finalists]
+        ends = [self._run(run.moe) for run in finalists]
         best, end = max(zip(finalists, ends, strict=True), key=lambda pair: pair[1].trace[-1])
+        evaluations = with_one.evaluations + sum(run.evaluations for run in [*screened, *ends])
+        return self._finish(moe, end, best.trace, evaluations, tuple(run.trace[-1] for run in screened), start)
+
+    def _fit_from_subset(self, moe: MixtureOfExperts, further: Sequence[Start]) -> FitReport:
+        """Search on some of the rows, then go on from there on all of them."""
+        start = time.perf_counter()
+        chosen = np.random.default_rng(self.seed).choice(len(moe.y), _SCREENING_ROWS, replace=False)
+        rows = torch.from_numpy(np.sort(chosen))
+        small = moe.on_rows(rows)
+        found = self.fit(small, [Start(begin.responsibilities[rows], begin.models) for begin in further])
+        for source, target in zip(small.all_experts, moe.all_experts, strict=True):
+            _copy_parameters(source, target)
+        moe.gate = small.gate
+        moe.set_responsibilities(small.membership(moe.X, moe.y))
+        return self._finish(moe, self._run(moe), [], found.evaluations, found.starts, start)
+
+    def _run(self, moe: MixtureOfExperts) -> "_Run":
+        return run_em(moe, self.solver, self.max_iterations, _TOLERANCE * len(moe.y))
+
+    def _finish(
+        self,
+        moe: MixtureOfExperts,
+        end: "_Run",
+        before: list[float],
+        evaluations: int,
+        starts: tuple[float, ...],
+        start: float,
+    ) -> FitReport:
+        """Take the model that EM ended with, and report."""
         moe.experts, moe.gate = end.moe.experts, end.moe.gate
         moe.responsibilities = end.moe.responsibilities
-        trace = tuple(best.trace + end.trace)
+        trace = tuple(before + end.trace)
         return FitReport(
             objective_trace=trace,
             iterations=len(trace),
-            evaluations=sum(run.evaluations for run in [*screened, *ends]) + with_one.evaluations,
+            evaluations=evaluations,
             converged=end.converged,
             reason="the bound rose by less than the tolerance" if end.converged else "max_iterations reached",
             jitter=max(expert.factor().jitter for expert in moe.all_experts),
             seconds=time.perf_counter() - start,
-            solver=with_one.solver,
-            starts=tuple(run.trace[-1] for run in screened),
+            solver=f"{self.solver} by {lapack.provider()}",
+            starts=starts,
         )
 
 
@@ -231,33 +271,30 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
         The trace of the bound, which never falls.
     """
     trace: list[float] = []
-    evaluations = 0
     climbers = [Climber(expert, expert_evidence, plain_evidence(expert)) for expert in moe.all_experts]
-    with threads_for(len(moe.y)):
-        for _ in range(max_iterations):
-            value, calls = _maximise(moe, climbers, solver)
-            trace.append(value)
-            evaluations += calls
-            if len(trace) > 1 and trace[-1] - trace[-2] < tolerance:
-                return _Run(moe, trace, evaluations, True)
-            _assign(moe)
-    return _Run(moe, trace, evaluations, False)
+    converged = False
+    with solver.applied(), torch.enable_grad(), threads_for(len(moe.y)):
+        while len(trace) < max_iterations and not converged:
+            if trace:
+                _assign(moe, climbers)
+            trace.append(_maximise(moe, climbers, solver))
+            converged = len(trace) > 1 and trace[-1] - trace[-2] < tolerance
+    return _Run(moe, trace, sum(climber.evaluations for climber in climbers), converged)
 
 
-def _assign(moe: MixtureOfExperts) -> None:
+def _assign(moe: MixtureOfExperts, climbers: list[Climber]) -> None:
     """The E-step: responsibilities at their optimum for the present q(f) and gate."""
-    X, y = moe.X, moe.y
     with torch.no_grad():
-        log_likelihood = torch.stack([expected_log_likelihood(expert, X, y) for expert in moe.all_experts], -1)
-        moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(X), -1))
+        log_likelihood = torch.stack([_expected_log_likelihood(climber, moe.X, moe.y) for climber in climbers], -1)
+        moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(moe.X), -1))
 
 
-def _maximise(moe: MixtureOfExperts, climbers: list[Climber], solver: Cholesky) -> tuple[float, int]:
-    """The M-step of gate and hyperparameters; returns the bound and the number of likelihoods it took."""
+def _maximise(moe: MixtureOfExperts, climbers: list[Climber], solver: Cholesky) -> float:
+    """The M-step of gate and hyperparameters; returns the bound."""
     X, r = moe.X, moe.responsibilities
     with torch.no_grad():
         moe.gate.fit_step(X, r)
-    ends = [climber.climb(solver, _STEPS) for climber in climbers]
+    experts = sum(climber.nudge(_STEPS) for climber in climbers)
     gate = float(moe.gate.bound(X, r).detach())
     if isinstance(moe.gate, torch.nn.Module):
         if any(parameter.requires_grad for parameter in moe.gate.parameters()):
@@ -265,7 +302,7 @@ def _maximise(moe: MixtureOfExperts, climbers: list[Climber], solver: Cholesky) 
         else:
             gate += float(log_prior(moe.gate))
     entropy = -float(torch.special.xlogy(r, r).sum())
-    return sum(end.value for end in ends) + gate + entropy, sum(end.evaluations for end in ends)
+    return experts + gate + entropy
 
 
 def cluster_starts(moe: MixtureOfExperts, single: ExactGP, count: int, seed: int | None) -> list[Start]:

@@ -54,9 +54,10 @@ def cholesky_with_jitter_(fill: Callable[[Tensor], None], C: Tensor) -> float:
     for relative in _LADDER[C.dtype]:
         fill(C)
         diagonal = lapack.diagonal(C)
-        jitter = relative * float(diagonal.mean())
-        diagonal.add_(jitter)
-        if lapack.cholesky_(C) == 0 and bool(diagonal.isfinite().all()):
+        if relative:
+            jitter = relative * float(diagonal.mean())
+            diagonal.add_(jitter)
+        if lapack.cholesky_(C) == 0 and bool(diagonal.sum().isfinite()):
             return jitter
     fill(C)
     if not bool(C.tril().isfinite().all()):

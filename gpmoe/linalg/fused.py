@@ -253,6 +253,19 @@ def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, 
                             _pull_back(g, Z, i, j0, m, rows[leaf], rows[leaf + 1], dZ[chunk])
 
 
+@njit(**_EXACT)
+def _collect(a, W, dZ, dshape, dscale):  # type: ignore[no-untyped-def]
+    """Sum the chunks, in their order, into the first one; scales get the diagonal's share."""
+    on_diagonal = 0.0
+    for i in range(len(a)):
+        on_diagonal += a[i] * a[i] - W[i, i]
+    for chunk in range(1, len(dZ)):
+        dZ[0] += dZ[chunk]
+        dshape[0] += dshape[chunk]
+        dscale[0] += dscale[chunk]
+    dscale[0] += 0.5 * on_diagonal
+
+
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -319,5 +332,5 @@ def gradient(a: Array, W: Array, Z: Array, packed: Packed) -> tuple[Array, Array
     chunks = _chunks(n)
     dZ, dshape, dscale = np.zeros((chunks, D, n)), np.zeros((chunks, len(shape))), np.zeros((chunks, len(scale)))
     _run(_gradient, n * n // 2, chunks, a, W, Z, *packed, dZ, dshape, dscale)
-    on_diagonal = 0.5 * float(a @ a - np.trace(W))
-    return dZ.sum(0), dshape.sum(0), dscale.sum(0) + on_diagonal
+    _collect(a, W, dZ, dshape, dscale)
+    return dZ[0], dshape[0], dscale[0]

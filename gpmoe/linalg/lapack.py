@@ -150,6 +150,10 @@ def cholesky_solve(L: Tensor, b: Tensor) -> Tensor:
     Returns:
         ``(*batch, n)``.
     """
+    if _by_scipy(L) and b.dim() == 1 and len(b):
+        potrs = scipy_lapack.dpotrs if L.dtype == torch.float64 else scipy_lapack.spotrs
+        with threads_for(len(L)):
+            return torch.from_numpy(potrs(L.numpy().T, b.numpy(), lower=0)[0])
     half = solve_triangular(L, b.unsqueeze(-1))
     return solve_triangular(L, half, transpose=True, overwrite=True).squeeze(-1)
 

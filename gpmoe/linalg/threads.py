@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
 from threadpoolctl import LibController, ThreadpoolController
 
 SMALL = 300  # rows below which waking a thread costs more than it saves
+
+_limit: ContextVar[float] = ContextVar("limit", default=float("inf"))  # of the block around, so that inner ones are free
 
 
 @cache
@@ -19,6 +22,9 @@ def _openblas() -> list[LibController]:
 @contextmanager
 def at_most_threads(most: int) -> Iterator[None]:
     """Let torch and OpenBLAS use at most so many threads in a block; restored after it."""
+    if _limit.get() <= most:
+        yield
+        return
     torch_threads = torch.get_num_threads()
     before = [(library, library.get_num_threads()) for library in _openblas()]
     changed = [(library, threads) for library, threads in before if threads > most]
@@ -26,9 +32,11 @@ def at_most_threads(most: int) -> Iterator[None]:
         torch.set_num_threads(most)
     for library, _ in changed:
         library.set_num_threads(most)
+    token = _limit.set(most)
     try:
         yield
     finally:
+        _limit.reset(token)
         for library, threads in changed:
             library.set_num_threads(threads)
         if torch_threads > most:

@@ -158,6 +158,22 @@ class MixtureOfExperts(gpytorch.Module, Model):
                 variances = variances + self._noise()
             return Predictive.mixture(self.gate_probs(X).numpy(), means.numpy(), variances.numpy())
 
+    def membership(self, X: Tensor, y: Tensor) -> Tensor:
+        """Probability that expert k made each new observation, ``(m, k)``, by predictive density and gate."""
+        with torch.no_grad():
+            moments = [expert.marginals(X) for expert in self.all_experts]
+            mean = torch.stack([mean for mean, _ in moments], -1)
+            variance = torch.stack([variance for _, variance in moments], -1) + self._noise()
+            log_density = -0.5 * (variance.log() + (y.unsqueeze(-1) - mean).square() / variance)
+            return torch.softmax(log_density + self.gate.log_probs(X), -1)
+
+    def on_rows(self, rows: Tensor) -> "MixtureOfExperts":
+        """A copy whose training data are the given rows of this one's."""
+        copy = deepcopy(self)
+        copy.X, copy.y = self.X[rows], self.y[rows]
+        copy.set_responsibilities(self.responsibilities[rows])
+        return copy
+
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets), with hyperparameters, gate and the others' responsibilities kept.
 
