@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 RBF, MATERN12, MATERN32, MATERN52, RATIONAL_QUADRATIC = range(5)
 
-_ROWS, _COLUMNS, _MOST_CHUNKS = 16, 512, 32
+_ROWS, _COLUMNS, _MOST_CHUNKS = 16, 256, 32
 _SERIAL_PAIRS = 20_000  # below this, waking a thread costs more than it saves
 
 Array = NDArray[np.float64]
@@ -148,13 +148,13 @@ def _leaf_and_slope(family, shape, r2, m, k, slope, shape_slope):  # type: ignor
 
 
 @njit(**_FAST)
-def _squared_distances(Z1, i, Z2, j0, m, row, row_end, r2):  # type: ignore[no-untyped-def]
-    """r2[j] = sum over rows d of (Z1[d, i] - Z2[d, j0 + j])², two rows at a time to spare loads and stores."""
+def _squared_distances(Z1, i, block, m, row, row_end, r2):  # type: ignore[no-untyped-def]
+    """r2[j] = sum over rows d of (Z1[d, i] - block[d, j])², two rows at a time to spare loads and stores."""
     d = row
     if (row_end - row) % 2:
         z = Z1[d, i]
         for j in range(m):
-            diff = z - Z2[d, j0 + j]
+            diff = z - block[d, j]
             r2[j] = diff * diff
         d += 1
     else:
@@ -162,24 +162,41 @@ def _squared_distances(Z1, i, Z2, j0, m, row, row_end, r2):  # type: ignore[no-u
     while d < row_end:
         z, y = Z1[d, i], Z1[d + 1, i]
         for j in range(m):
-            diff, other = z - Z2[d, j0 + j], y - Z2[d + 1, j0 + j]
+            diff, other = z - block[d, j], y - block[d + 1, j]
             r2[j] += diff * diff + other * other
         d += 2
+
+
+# Columns are copied into a block whose index starts at zero: of an index that may be negative, as Python's may, the
+# compiler makes a test for each entry, and no vector instructions.
+
+
+@njit(**_EXACT)
+def _copy_columns(Z, j0, width, block):  # type: ignore[no-untyped-def]
+    for d in range(len(Z)):
+        row = Z[d, j0 : j0 + width]
+        for j in range(width):
+            block[d, j] = row[j]
 
 
 @njit(**_EXACT)
 def _assemble(first, step, chunks, symmetric, Z1, Z2, rows, family, shape, leaves, scale, out):  # type: ignore[no-untyped-def]
     n, n2 = out.shape
     r2, k, product = np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS)
+    columns = np.empty((len(Z2), _COLUMNS))
     for chunk in range(first, chunks, step):
         for block in range(chunk, (n + _ROWS - 1) // _ROWS, chunks):
             last = min((block + 1) * _ROWS, n)
             for j0 in range(0, last if symmetric else n2, _COLUMNS):
+                _copy_columns(Z2, j0, min(_COLUMNS, n2 - j0), columns)
                 for i in range(block * _ROWS, last):
                     m = min(_COLUMNS, (i + 1 if symmetric else n2) - j0)
+                    if m <= 0:
+                        continue
+                    line = out[i, j0 : j0 + m]
                     for term in range(len(scale)):
                         for leaf in range(leaves[term], leaves[term + 1]):
-                            _squared_distances(Z1, i, Z2, j0, m, rows[leaf], rows[leaf + 1], r2)
+                            _squared_distances(Z1, i, columns, m, rows[leaf], rows[leaf + 1], r2)
                             if leaf == leaves[term]:
                                 _leaf(family[leaf], shape[leaf], r2, m, product)
                             else:
@@ -188,10 +205,10 @@ def _assemble(first, step, chunks, symmetric, Z1, Z2, rows, family, shape, leave
                                     product[j] *= k[j]
                         if term == 0:
                             for j in range(m):
-                                out[i, j0 + j] = scale[term] * product[j]
+                                line[j] = scale[term] * product[j]
                         else:
                             for j in range(m):
-                                out[i, j0 + j] += scale[term] * product[j]
+                                line[j] += scale[term] * product[j]
 
 
 @njit(**_FAST)
@@ -203,14 +220,14 @@ def _dot(a, b, m):  # type: ignore[no-untyped-def]
 
 
 @njit(**_FAST)
-def _pull_back(g, Z, i, j0, m, row, row_end, dZ):  # type: ignore[no-untyped-def]
-    """Add the gradient of sum_j g[j] r2(i, j0 + j) to the columns i and j0... of dZ."""
+def _pull_back(g, Z, i, block, m, row, row_end, dZ, dblock):  # type: ignore[no-untyped-def]
+    """Add the gradient of sum_j g[j] r2(i, j) to column i of dZ and to the block's."""
     for d in range(row, row_end):
         z = Z[d, i]
         total = 0.0
         for j in range(m):
-            t = 2.0 * g[j] * (z - Z[d, j0 + j])
-            dZ[d, j0 + j] -= t
+            t = 2.0 * g[j] * (z - block[d, j])
+            dblock[d, j] -= t
             total += t
         dZ[d, i] += total
 
@@ -220,20 +237,25 @@ def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, 
     n, count = len(a), len(family)
     k, slope, shape_slope = np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS))
     r2, w, g = np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS)
+    columns, dcolumns = np.empty((len(Z), _COLUMNS)), np.empty((len(Z), _COLUMNS))
     for chunk in range(first, chunks, step):
         for block in range(chunk, (n + _ROWS - 1) // _ROWS, chunks):
             last = min((block + 1) * _ROWS, n)
             for j0 in range(0, last, _COLUMNS):
+                width = min(_COLUMNS, last - j0)
+                _copy_columns(Z, j0, width, columns)
+                dcolumns[:, :width] = 0.0
                 for i in range(block * _ROWS, last):
                     m = min(_COLUMNS, i - j0)
                     if m <= 0:
                         continue
+                    line, others = W[i, j0 : j0 + m], a[j0 : j0 + m]
                     for j in range(m):
-                        w[j] = a[i] * a[j0 + j] - W[i, j0 + j]
+                        w[j] = a[i] * others[j] - line[j]
                     for term in range(len(scale)):
                         start, end = leaves[term], leaves[term + 1]
                         for leaf in range(start, end):
-                            _squared_distances(Z, i, Z, j0, m, rows[leaf], rows[leaf + 1], r2)
+                            _squared_distances(Z, i, columns, m, rows[leaf], rows[leaf + 1], r2)
                             _leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
                         for leaf in range(start, end):
                             for j in range(m):
@@ -250,7 +272,10 @@ def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, 
                                 dshape[chunk, leaf] += _dot(g, shape_slope[leaf], m)
                             for j in range(m):
                                 g[j] *= slope[leaf, j]
-                            _pull_back(g, Z, i, j0, m, rows[leaf], rows[leaf + 1], dZ[chunk])
+                            _pull_back(g, Z, i, columns, m, rows[leaf], rows[leaf + 1], dZ[chunk], dcolumns)
+                for d in range(len(Z)):
+                    for j in range(width):
+                        dZ[chunk, d, j0 + j] += dcolumns[d, j]
 
 
 @njit(**_EXACT)

@@ -150,10 +150,11 @@ def cholesky_solve(L: Tensor, b: Tensor) -> Tensor:
     Returns:
         ``(*batch, n)``.
     """
-    if _by_scipy(L) and b.dim() == 1 and len(b):
-        potrs = scipy_lapack.dpotrs if L.dtype == torch.float64 else scipy_lapack.spotrs
+    if _by_scipy(L) and b.dim() == 1 and len(b):  # one column at a time, trsv is twice as fast as trsm and potrs
+        trsv = blas.dtrsv if L.dtype == torch.float64 else blas.strsv
+        U = L.numpy().T
         with threads_for(len(L)):
-            return torch.from_numpy(potrs(L.numpy().T, b.numpy(), lower=0)[0])
+            return torch.from_numpy(trsv(U, trsv(U, b.numpy(), lower=0, trans=1), lower=0, overwrite_x=1))
     half = solve_triangular(L, b.unsqueeze(-1))
     return solve_triangular(L, half, transpose=True, overwrite=True).squeeze(-1)
 
