@@ -217,7 +217,7 @@ class Climber:
             x,
             jac=True,
             method="L-BFGS-B",
-            bounds=self.coordinates.bounds,
+            bounds=self.coordinates.bounds(x),
             callback=remember,
             options={"maxiter": max_iterations, "maxfun": 20 * max_iterations, "maxcor": 20},
         )
@@ -242,13 +242,12 @@ class Coordinates:
         self._lower: Vector = np.concatenate([np.zeros(0), *lower])
         self._by_factors = ~np.isnan(self._lower)
 
-    @property
-    def bounds(self) -> list[tuple[float | None, float | None]]:
-        """Where exponentials stay finite; none for coordinates that are stored parameters."""
-        ends: list[tuple[float | None, float | None]] = []
-        for parameter, lower, _ in self._slots:
-            ends += [(None, None) if lower is None else (-60.0, 60.0)] * parameter.numel()
-        return ends
+    def bounds(self, x: Vector) -> list[tuple[float | None, float | None]]:
+        """How far a climb from x may take scale parameters: a factor of 5e8 each way; None for other parameters.
+
+        L-BFGS-B cuts its first step, a whole gradient, at the bounds: further out kernels are flat.
+        """
+        return [(c - 20.0, c + 20.0) if scale else (None, None) for c, scale in zip(x, self._by_factors, strict=True)]
 
     def read(self) -> Vector:
         """The coordinates of the present parameters."""
