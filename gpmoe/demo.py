@@ -187,7 +187,7 @@ def _draw(figure: "Figure", problem: _Problem) -> None:
     top.fill_between(grid[:, 0], lower, upper, color="0.5", alpha=0.2, linewidth=0, label="90% of plain GP")
     mixture = _estimator("moe", problem).fit(problem.X, problem.y)
     curves = expert_curves(mixture, grid)
-    plot_band(posterior_band(mixture, grid, levels=(0.5, 0.9), include_latent=False), top)
+    plot_band(posterior_band(mixture, grid, levels=(0.5, 0.9), include_latent=False), top, with_mean=False)
     plot_experts(curves, top, X=problem.X, y=problem.y, xlabel="", ylabel="acceleration (g)")
     top.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
     plot_gate(curves, bottom, xlabel="time after impact (ms)")

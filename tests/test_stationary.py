@@ -1,6 +1,8 @@
 """Covariances of the fused pass and of row blocks against formulas written out as double loops."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.testing import assert_close
 from gpmoe.kernels import FeatureKernel
 from gpmoe.linalg import fused
 from gpmoe.linalg.stationary import fill_covariance, pack, row_blocks, stationary_terms
+from gpmoe.models import ExactGP
 
 Normal = Callable[..., Tensor]
 Formula = Callable[[Tensor, Tensor], float]
@@ -237,3 +240,27 @@ def test_row_blocks_of_a_rectangle_cover_each_row_once(n: int, m: int) -> None:
     blocks = row_blocks(n, m, symmetric=False)
     assert [row for rows, _, _ in blocks for row in range(rows.start, rows.stop)] == list(range(n))
     assert all(columns == slice(0, m) for _, columns, _ in blocks)
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = None
+import torch
+from gpmoe.models import ExactGP
+X = torch.linspace(-2, 2, 30, dtype=torch.float64).unsqueeze(-1)
+gp = ExactGP(X, X.sin().squeeze(-1))
+value = gp.log_marginal_likelihood()
+value.backward()
+print(float(value), *(float(p.grad.sum()) for p in gp.parameters()))
+"""
+
+
+def test_without_numba_kernels_are_computed_by_gpytorch() -> None:
+    X = torch.linspace(-2, 2, 30, dtype=torch.float64).unsqueeze(-1)
+    gp = ExactGP(X, X.sin().squeeze(-1))
+    value = gp.log_marginal_likelihood()
+    value.backward()
+    done = subprocess.run([sys.executable, "-c", WITHOUT_NUMBA], capture_output=True, text=True, check=True)
+    got = np.array(done.stdout.splitlines()[-1].split(), dtype=float)
+    wanted = [float(value.detach()), *(float(p.grad.sum()) for p in gp.parameters())]
+    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-10)

@@ -15,8 +15,11 @@ from torch.testing import assert_close
 from gpmoe import GPRegressor, MixtureOfExpertsRegressor
 from gpmoe.data import load_motorcycle, simulate_two_regimes
 from gpmoe.inference import Cholesky
+from gpmoe.inference.fit import Climber
 from gpmoe.inference.marginal_likelihood import log_prior
+from gpmoe.inference.plain_evidence import plain_evidence
 from gpmoe.inference.vbem import (
+    _expected_log_likelihood,
     choose_n_experts,
     cluster_starts,
     expected_log_likelihood,
@@ -266,3 +269,55 @@ def test_the_number_of_experts_is_held_by_the_number_of_points(table) -> None:
 
     choose_n_experts(make, n_restarts=1, seed=0)
     assert asked == [1, 2]
+
+
+@pytest.mark.parametrize("gate", ["softmax", "gp"])
+def test_on_many_rows_the_search_is_made_on_some_and_the_fit_on_all(gate: str) -> None:
+    X, y, truth = simulate_two_regimes(400, seed=0)
+    model = MixtureOfExpertsRegressor(n_experts=2, gate=gate, random_state=0).fit(X, y)
+    probs = model.predict_gate_probs(X)
+    assert model.responsibilities_.shape == (400, 2)
+    assert min(np.abs(probs - truth).mean(), np.abs(probs[:, ::-1] - truth).mean()) < 0.08
+    assert model.report_.converged
+    assert (np.diff(model.report_.objective_trace) >= -1e-8 * np.abs(model.report_.objective_trace[1:])).all()
+    assert len(model.report_.starts) == 6
+
+
+def test_membership_is_the_posterior_of_predictive_densities(moe: MixtureOfExperts, table) -> None:
+    X, y = table[0][8:12], table[1][8:12]
+    predictive = moe.predictive(X)
+    density = [
+        float(weight) * np.exp(-0.5 * (float(y[i]) - mean) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
+        for i in range(4)
+        for weight, mean, variance in zip(
+            predictive.weights[i], predictive.component_means[i], predictive.component_variances[i], strict=True
+        )
+    ]
+    joint = np.reshape(density, (4, 2))
+    np.testing.assert_allclose(moe.membership(X, y).numpy(), joint / joint.sum(-1, keepdims=True), rtol=1e-10)
+
+
+def test_a_model_on_some_rows_keeps_parameters_and_leaves_the_first_alone(moe: MixtureOfExperts) -> None:
+    before = moe.responsibilities.clone()
+    small = moe.on_rows(torch.tensor([5, 1]))
+    assert torch.equal(small.X, moe.X[[5, 1]])
+    assert torch.equal(small.responsibilities, before[[5, 1]])
+    assert torch.equal(small.experts[0].y, moe.y[[5, 1]])
+    small.experts[0].mean_module.constant = 9.0
+    assert moe.experts[0].mean_module.constant.item() == 0.5
+    assert torch.equal(moe.responsibilities, before)
+    assert len(moe.experts[0].y) == 8
+
+
+@pytest.mark.parametrize("kernel", [None, "unwritten"])
+def test_the_written_out_e_step_equals_that_of_the_model(kernel: str | None, table, normal) -> None:
+    made = None if kernel is None else ScaleKernel(RBFKernel() + MaternKernel(nu=1.5))
+    moe = MixtureOfExperts(*table, n_experts=2, kernel=made, gate="constant")
+    moe.set_responsibilities(normal(20, 2).softmax(-1))
+    expert = moe.all_experts[0]
+    climber = Climber(expert, expert_evidence, plain_evidence(expert))
+    value = climber.nudge(3)
+    assert (climber.plain is None) == (kernel is not None)
+    assert value == pytest.approx(float((expert_evidence(expert) + log_prior(expert)).detach()), rel=1e-9)
+    wanted = expected_log_likelihood(expert, moe.X, moe.y)
+    assert_close(_expected_log_likelihood(climber, moe.X, moe.y), wanted, rtol=1e-8, atol=1e-8)

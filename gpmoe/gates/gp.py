@@ -28,7 +28,7 @@ from torch import Tensor
 from gpmoe.linalg import lapack
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
-from gpmoe.linalg.stationary import fill_covariance
+from gpmoe.linalg.stationary import dense_covariance, fill_covariance
 
 _LEAST_MASS = 1e-12
 
@@ -134,18 +134,26 @@ class GPGate(gpytorch.Module):
         """Mean and variance of q(h) at X ``(m, d)``, ``(m, k - 1)`` each."""
         if self.n_experts == 1:
             return X.new_zeros(len(X), 0), X.new_zeros(len(X), 0)
-        with torch.no_grad():
-            if self._sticks is None:
+        if self._sticks is None:
+            with torch.no_grad():
                 self._sticks = [self._solve(j) for j in range(self.n_experts - 1)]
-            means, variances = [], []
-            for j, stick in enumerate(self._sticks):
-                K = X.new_empty(len(X), len(stick.rows))
-                fill_covariance(self.kernel, X, stick.X, K)
-                means.append(self.prior_mean[j] + K @ stick.alpha)
-                V = lapack.solve_triangular(stick.L, K.mT, overwrite=True)
-                prior = self.kernel(X, diag=True)
-                variances.append((prior - V.square().sum(0)).clamp_min(1e-12))
-            return torch.stack(means, -1), torch.stack(variances, -1)
+        moments = [self._moments_of_stick(X, stick) for stick in self._sticks]
+        means = [prior_mean + mean for prior_mean, (mean, _) in zip(self.prior_mean, moments, strict=True)]
+        return torch.stack(means, -1), torch.stack([variance for _, variance in moments], -1)
+
+    def _moments_of_stick(self, X: Tensor, stick: _Stick) -> tuple[Tensor, Tensor]:
+        """Mean beyond the prior's and variance, ``(m,)`` each; differentiable in X if it wants a gradient."""
+        if X.requires_grad and torch.is_grad_enabled():
+            K = dense_covariance(self.kernel, X, stick.X)
+            V = torch.linalg.solve_triangular(stick.L, K.mT, upper=False)
+            prior = dense_covariance(self.kernel, X, X).diagonal()
+            return K @ stick.alpha, (prior - V.square().sum(0)).clamp_min(1e-12)
+        with torch.no_grad():
+            K = X.new_empty(len(X), len(stick.rows))
+            fill_covariance(self.kernel, X, stick.X, K)
+            mean = K @ stick.alpha
+            V = lapack.solve_triangular(stick.L, K.mT, overwrite=True)
+            return mean, (self.kernel(X, diag=True) - V.square().sum(0)).clamp_min(1e-12)
 
     def _solve(self, j: int) -> _Stick:
         rows, z, omega, _ = self._pseudo(self.responsibilities, j)

@@ -20,11 +20,11 @@ from gpytorch.kernels import MaternKernel, RBFKernel, RQKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean
 from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gpmoe.linalg import fused, lapack
+from gpmoe.linalg.compiler import AVAILABLE, njit
 from gpmoe.linalg.factorisation import cholesky_with_jitter_
 from gpmoe.linalg.stationary import MATERN_FAMILY
 from gpmoe.models.exact_gp import ExactGP
@@ -162,9 +162,7 @@ class PlainEvidence:
         """L in the model's workspace, and α."""
         gp = self.gp
         self._refresh()
-        _unpack(
-            self.v, self._X, self._y, self._weights, self._Z, self._scale, self._shape, self._residual, self._noise
-        )
+        _unpack(self.v, self._X, self._y, self._weights, self._Z, self._scale, self._shape, self._residual, self._noise)
 
         def fill(C: Tensor) -> None:
             fused.assemble(self._Z, None, self._packed, C.numpy())
@@ -194,12 +192,16 @@ _Priors = tuple[NDArray[np.int64], Vector, Vector]  # for each entry of v the ki
 
 
 def plain_evidence(gp: ExactGP) -> PlainEvidence | None:
-    """The written-out evidence of a model, None for a model that it does not cover.
+    """The written-out evidence of a model, None for a model that it does not cover, and where Numba is absent.
 
     For a model with weights it is the evidence of `vbem.expert_evidence`.
     """
     kernel = gp.covar_module
-    if type(kernel) is not ScaleKernel or type(kernel.base_kernel) not in (RBFKernel, MaternKernel, RQKernel):
+    if (
+        not AVAILABLE
+        or type(kernel) is not ScaleKernel
+        or type(kernel.base_kernel) not in (RBFKernel, MaternKernel, RQKernel)
+    ):
         return None
     base = kernel.base_kernel
     family = {RBFKernel: fused.RBF, RQKernel: fused.RATIONAL_QUADRATIC, MaternKernel: None}[type(base)]

@@ -81,7 +81,8 @@ def fit_mixture(
     """Fit gate, experts and responsibilities, in place.
 
     One GP is fitted to all points. Each start assigns the points to experts by another clustering of inputs, targets
-    and that GP's residuals and runs a few iterations; the two best go on to their ends.
+    and that GP's residuals and runs a few iterations; the two best go on to their ends. On more than 256 rows all this
+    is done on so many of them, drawn at random, and what it finds goes on on all rows.
 
     Args:
         moe: the model; with one expert this is `fit` on it.
@@ -200,7 +201,8 @@ class _Search:
             _copy_parameters(source, target)
         moe.gate = small.gate
         moe.set_responsibilities(small.membership(moe.X, moe.y))
-        return self._finish(moe, self._run(moe), [], found.evaluations, found.starts, start)
+        end = self._run(moe)
+        return self._finish(moe, end, [], found.evaluations + end.evaluations, found.starts, start)
 
     def _run(self, moe: MixtureOfExperts) -> "_Run":
         return run_em(moe, self.solver, self.max_iterations, _TOLERANCE * len(moe.y))
@@ -272,12 +274,13 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
     """
     trace: list[float] = []
     climbers = [Climber(expert, expert_evidence, plain_evidence(expert)) for expert in moe.all_experts]
+    gate = _gate_climber(moe)
     converged = False
     with solver.applied(), torch.enable_grad(), threads_for(len(moe.y)):
         while len(trace) < max_iterations and not converged:
             if trace:
                 _assign(moe, climbers)
-            trace.append(_maximise(moe, climbers, solver))
+            trace.append(_maximise(moe, climbers, gate))
             converged = len(trace) > 1 and trace[-1] - trace[-2] < tolerance
     return _Run(moe, trace, sum(climber.evaluations for climber in climbers), converged)
 
@@ -289,20 +292,27 @@ def _assign(moe: MixtureOfExperts, climbers: list[Climber]) -> None:
         moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(moe.X), -1))
 
 
-def _maximise(moe: MixtureOfExperts, climbers: list[Climber], solver: Cholesky) -> float:
+def _gate_climber(moe: MixtureOfExperts) -> Climber | None:
+    """What nudges the gate's hyperparameters, None for a gate without any."""
+    if not isinstance(moe.gate, torch.nn.Module) or not any(p.requires_grad for p in moe.gate.parameters()):
+        return None
+    return Climber(moe.gate, lambda gate: gate.bound(moe.X, moe.responsibilities))
+
+
+def _maximise(moe: MixtureOfExperts, climbers: list[Climber], gate: Climber | None) -> float:
     """The M-step of gate and hyperparameters; returns the bound."""
     X, r = moe.X, moe.responsibilities
     with torch.no_grad():
         moe.gate.fit_step(X, r)
     experts = sum(climber.nudge(_STEPS) for climber in climbers)
-    gate = float(moe.gate.bound(X, r).detach())
-    if isinstance(moe.gate, torch.nn.Module):
-        if any(parameter.requires_grad for parameter in moe.gate.parameters()):
-            gate = Climber(moe.gate, lambda gate: gate.bound(X, r)).climb(solver, _STEPS).value
-        else:
-            gate += float(log_prior(moe.gate))
+    if gate is not None:
+        of_gate = gate.nudge(_STEPS)
+    else:
+        of_gate = float(moe.gate.bound(X, r).detach())
+        if isinstance(moe.gate, torch.nn.Module):
+            of_gate += float(log_prior(moe.gate))
     entropy = -float(torch.special.xlogy(r, r).sum())
-    return experts + gate + entropy
+    return experts + of_gate + entropy
 
 
 def cluster_starts(moe: MixtureOfExperts, single: ExactGP, count: int, seed: int | None) -> list[Start]:

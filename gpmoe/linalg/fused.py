@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.core.extending import intrinsic
 from numpy.typing import NDArray
+
+from gpmoe.linalg.compiler import intrinsic, ir, njit, types
 
 RBF, MATERN12, MATERN32, MATERN52, RATIONAL_QUADRATIC = range(5)
 

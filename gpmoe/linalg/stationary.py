@@ -29,6 +29,7 @@ from gpytorch.kernels import (
 from torch import Tensor
 
 from gpmoe.linalg import fused
+from gpmoe.linalg.compiler import AVAILABLE
 
 MATERN_FAMILY = {0.5: fused.MATERN12, 1.5: fused.MATERN32, 2.5: fused.MATERN52}
 
@@ -69,10 +70,10 @@ def stationary_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> li
 
     Returns:
         Terms whose tensors carry gradients to the kernel's parameters and inputs; None for a kernel, device or
-        dtype that the fused pass does not know.
+        dtype that the fused pass does not know, and where Numba, which compiles it, is not installed.
     """
     inputs = [X1] if X2 is None else [X1, X2]
-    if any(X.dim() != 2 or X.dtype != torch.float64 or X.device.type != "cpu" for X in inputs):
+    if not AVAILABLE or any(X.dim() != 2 or X.dtype != torch.float64 or X.device.type != "cpu" for X in inputs):
         return None
     return _selected_terms(kernel, X1, X2)
 

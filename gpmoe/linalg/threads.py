@@ -10,7 +10,9 @@ from threadpoolctl import LibController, ThreadpoolController
 
 SMALL = 300  # rows below which waking a thread costs more than it saves
 
-_limit: ContextVar[float] = ContextVar("limit", default=float("inf"))  # of the block around, so that inner ones are free
+_limit: ContextVar[float] = ContextVar(
+    "limit", default=float("inf")
+)  # of the block around, so that inner ones are free
 
 
 @cache

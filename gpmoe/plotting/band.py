@@ -119,6 +119,7 @@ def plot_band(
     y: ArrayLike | None = None,
     xlabel: str = "x",
     ylabel: str = "y",
+    with_mean: bool = True,
 ) -> Axes:
     """Draw a posterior band: the mean a line, predictive bands in tints of one hue, the latent band inside dashed.
 
@@ -129,6 +130,7 @@ def plot_band(
         y: targets of data to show, ``(n,)``.
         xlabel: label of the input, with its unit.
         ylabel: label of the target, with its unit.
+        with_mean: whether the mean is drawn; `plot_experts` on the same axes draws it too.
 
     Returns:
         The axes drawn on.
@@ -151,7 +153,8 @@ def plot_band(
         edges = np.stack([band.latent_lower, band.latent_upper], axis=1)
         label = [f"{band.levels[-1]:.0%} latent", "_"]
         ax.plot(band.x, edges, color=BLUE, linewidth=0.8, linestyle=(0, (4, 2)), label=label)
-    ax.plot(band.x, band.mean, color=BLUE, linewidth=1.6, label="mean")
+    if with_mean:
+        ax.plot(band.x, band.mean, color=BLUE, linewidth=1.6, label="mean")
     draw_data(ax, X, y)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(x=0.01)

@@ -15,8 +15,8 @@ def check_gate(
     """Run the whole contract on a gate, in well under a second.
 
     Probabilities sum to one, a batch equals a loop, `fit_step` never lowers the bound and changes nothing that it was
-    given, E[log π] is at most log E[π], what is left out of the evidence is a finite number, and, where experts are
-    exchangeable, relabelling them permutes the probabilities.
+    given, the gradient for X is right, E[log π] is at most log E[π], what is left out of the evidence is a finite
+    number, and, where experts are exchangeable, relabelling them permutes the probabilities.
 
     Args:
         make_gate: makes the gate afresh, before any `fit_step`.
@@ -41,6 +41,7 @@ def check_gate(
     with torch.no_grad():
         _check_steps(make_gate(), X, assignments)
         _check_probabilities(make_gate(), X, assignments[0])
+        _check_gradient(make_gate(), X, assignments[0])
         if exchangeable:
             _check_relabelling(make_gate, X, assignments[0])
 
@@ -79,6 +80,14 @@ def _check_probabilities(gate: Gate, X: Tensor, responsibilities: Tensor) -> Non
     occam = gate.log_occam_factor(X)
     scalar = occam.numel() == 1 and bool(occam.isfinite())
     assert scalar, f"`log_occam_factor` must be one finite number; got {occam}"
+
+
+def _check_gradient(gate: Gate, X: Tensor, responsibilities: Tensor) -> None:
+    gate.fit_step(X, responsibilities)
+    inputs = (X[:3] + 0.1).requires_grad_()
+    with torch.enable_grad():
+        right = torch.autograd.gradcheck(gate.log_probs, (inputs,), rtol=1e-4, atol=1e-6, raise_exception=False)
+    assert right, "`log_probs` must have the gradient for X that finite differences give"
 
 
 def _check_relabelling(make_gate: Callable[[], Gate], X: Tensor, responsibilities: Tensor) -> None:

@@ -1,0 +1,24 @@
+"""Numba where it is installed: `AVAILABLE` says so. Without it, what is marked for compilation is never called."""
+
+from collections.abc import Callable
+from typing import Any
+
+try:
+    from llvmlite import ir
+    from numba import njit, types
+    from numba.core.extending import intrinsic
+except ModuleNotFoundError:
+    ir = types = None  # type: ignore[assignment]
+
+    def njit(**options: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
+        """Leave a function as it is."""
+        return lambda function: function
+
+    def intrinsic(function: Any) -> Any:  # type: ignore[no-redef]
+        """Leave a function as it is."""
+        return function
+
+
+AVAILABLE = types is not None
+
+__all__ = ["AVAILABLE", "intrinsic", "ir", "njit", "types"]
