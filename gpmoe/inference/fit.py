@@ -4,6 +4,7 @@ A parameter v with a lower bound b is optimised as log(v - b), others as they ar
 by factors, which is what their likelihood surface looks like.
 """
 
+import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -243,11 +244,13 @@ class Coordinates:
         self._by_factors = ~np.isnan(self._lower)
 
     def bounds(self, x: Vector) -> list[tuple[float | None, float | None]]:
-        """How far a climb from x may take scale parameters: a factor of 5e8 each way; None for other parameters.
+        """How far a climb from x may take scale parameters: to 1e-5 and 1e5, further if x is; None for others.
 
         L-BFGS-B cuts its first step, a whole gradient, at the bounds: further out kernels are flat.
         """
-        return [(c - 20.0, c + 20.0) if scale else (None, None) for c, scale in zip(x, self._by_factors, strict=True)]
+        far = math.log(1e5)
+        ends = ((-far if c > -far else c - far, far if c < far else c + far) for c in x)
+        return [end if scale else (None, None) for end, scale in zip(ends, self._by_factors, strict=True)]
 
     def read(self) -> Vector:
         """The coordinates of the present parameters."""
