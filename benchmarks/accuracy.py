@@ -29,6 +29,7 @@ UCI_BARS: dict[str, tuple[float | None, float | None]] = {  # RMSE at most, log 
 POWER_ROWS = 3000
 ROUNDING = 1 / 12  # variance of whole marks: wine's noise floor in the units of y²
 GP, MIXTURE, PEER = "gpmoe GP", "gpmoe mixture", "scikit-learn"
+GATE_TARGETS = {"as in the file": None, "drawn, seed 0": 0, "drawn, seed 1": 1, "drawn, seed 2": 2}
 SINGLE, FOLDS, GATE = "motorcycle, one split", "motorcycle, ten folds", "known gate"
 
 
@@ -140,10 +141,17 @@ def fold_run(library: str, fold: int) -> Run:
     )
 
 
-def gate_run(n_experts: int, gate: str) -> Run:
-    """Mean absolute error of the gate at the 1,000 inputs, for the labelling that fits best."""
+def gate_run(n_experts: int, gate: str, seed: int | None) -> Run:
+    """Mean absolute error of the gate at the 1,000 inputs, for the labelling that fits best.
+
+    The file's targets are not draws from a mixture but its two noisy functions blended, π f_0 + (1 - π) f_1, exactly:
+    no gate can be read off them. With a seed each target is one of the two functions, drawn with probability π.
+    """
     data = np.load(DATA / "mogpe" / "artificial-data-used-in-paper.npz")
     X, y, truth = data["x"], data["y"][:, 0], data["prob_a_0"]
+    if seed is not None:
+        first, second = data["f"][..., 0]
+        y = np.where(np.random.default_rng(seed).random(len(X)) < truth[:, 0], first, second)
     truth = np.hstack([truth, 1 - truth])
 
     def figures(model: Any) -> Figures:
@@ -170,8 +178,8 @@ def fold_case(library: str, fold: int) -> Case:
     return Case(FOLDS, library, partial(fold_run, library), {"fold": fold}, repetitions=1, warm_up=0)
 
 
-def gate_case() -> Case:
-    return Case(GATE, MIXTURE, gate_run, {"n_experts": 2, "gate": "gp"}, repetitions=1, warm_up=0)
+def gate_case(seed: int | None) -> Case:
+    return Case(GATE, MIXTURE, gate_run, {"n_experts": 2, "gate": "gp", "seed": seed}, repetitions=1, warm_up=0)
 
 
 def tables_of(small: bool) -> tuple[str, ...]:
@@ -190,7 +198,7 @@ def cases(small: bool) -> list[Case]:
     return [
         *(single_case(library) for library in MODELS),
         *(fold_case(library, fold) for fold in range(10) for library in MODELS),
-        gate_case(),
+        *(gate_case(seed) for seed in GATE_TARGETS.values()),
         *(uci_case(model, data, k) for data in tables_of(small) for k in splits(small) for model in (GP, MIXTURE)),
     ]
 
@@ -234,6 +242,12 @@ def single_row(results: Results, model: str) -> list[str]:
     ]
 
 
+def gate_row(results: Results, targets: str) -> list[str]:
+    case = gate_case(GATE_TARGETS[targets])
+    error = results.median(case, "gate_error")
+    return [targets, "2", "gp", number(error) + verdict(error, 0.08, at_most=True), duration(results.median(case))]
+
+
 def fold_row(results: Results, model: str) -> list[str]:
     groups = {name: [fold_case(name, fold) for fold in range(10)] for name in MODELS}
     score, text = average(results, groups[model], "log_score")
@@ -251,7 +265,6 @@ def fold_row(results: Results, model: str) -> list[str]:
 
 
 def tables(results: Results, small: bool) -> list[Table]:
-    error = results.median(gate_case(), "gate_error")
     scored = ["RMSE", "log score", "CRPS", "90 % coverage", "median fit time"]
     rows = [uci_row(results, data, model, small) for data in tables_of(small) for model in (GP, MIXTURE)]
     return [
@@ -269,9 +282,14 @@ def tables(results: Results, small: bool) -> list[Table]:
         ),
         Table(
             GATE,
-            ["experts", "gate", "mean absolute error"],
-            [["2", "gp", number(error) + verdict(error, 0.08, at_most=True)]],
-            ["Against the simulator's probabilities at the 1,000 inputs, up to relabelling."],
+            ["targets", "experts", "gate", "mean absolute error", "fit time"],
+            [gate_row(results, name) for name in GATE_TARGETS],
+            [
+                "Against the simulator's probabilities at the 1,000 inputs, up to relabelling.",
+                "The file's targets equal π f_0 + (1 - π) f_1 to the last bit: blended, not drawn, so that no point"
+                " belongs to one function and π is no probability of theirs. Drawn: the same π, f_0 and f_1, each"
+                " target one of the two, taken with probability π.",
+            ],
         ),
         Table(
             "UCI, standard splits 0-9",
