@@ -148,22 +148,19 @@ def _leaf_and_slope(family, shape, r2, m, k, slope, shape_slope):  # type: ignor
 
 @njit(**_FAST)
 def _squared_distances(Z1, i, block, m, row, row_end, r2):  # type: ignore[no-untyped-def]
-    """r2[j] = sum over rows d of (Z1[d, i] - block[d, j])², two rows at a time to spare loads and stores."""
-    d = row
-    if (row_end - row) % 2:
+    """r2[j] = sum over rows d of (Z1[d, i] - block[d, j])², four rows at a time to spare loads and stores."""
+    first = (row_end - row) % 4
+    r2[:m] = 0.0
+    for d in range(row, row + first):
         z = Z1[d, i]
         for j in range(m):
             diff = z - block[d, j]
-            r2[j] = diff * diff
-        d += 1
-    else:
-        r2[:m] = 0.0
-    while d < row_end:
-        z, y = Z1[d, i], Z1[d + 1, i]
+            r2[j] += diff * diff
+    for d in range(row + first, row_end, 4):
+        z0, z1, z2, z3 = Z1[d, i], Z1[d + 1, i], Z1[d + 2, i], Z1[d + 3, i]
         for j in range(m):
-            diff, other = z - block[d, j], y - block[d + 1, j]
-            r2[j] += diff * diff + other * other
-        d += 2
+            t0, t1, t2, t3 = z0 - block[d, j], z1 - block[d + 1, j], z2 - block[d + 2, j], z3 - block[d + 3, j]
+            r2[j] += (t0 * t0 + t1 * t1) + (t2 * t2 + t3 * t3)
 
 
 # Columns are copied into a block whose index starts at zero: of an index that may be negative, as Python's may, the
@@ -219,34 +216,62 @@ def _dot(a, b, m):  # type: ignore[no-untyped-def]
 
 
 @njit(**_FAST)
-def _pull_back(g, Z, i, block, m, row, row_end, dZ, dblock):  # type: ignore[no-untyped-def]
-    """Add the gradient of sum_j g[j] r2(i, j) to column i of dZ and to the block's."""
+def _weigh(w, k, slope, scale, m, g):  # type: ignore[no-untyped-def]
+    """g = w scale slope; returns the sum of w k."""
+    total = 0.0
+    for j in range(m):
+        total += w[j] * k[j]
+        g[j] = scale * w[j] * slope[j]
+    return total
+
+
+@njit(**_FAST)
+def _pull_back(g, count, Z, i0, block, width, row, row_end, dZ, dblock, z):  # type: ignore[no-untyped-def]
+    """Add half the gradient of sum_ij g[i, j] r2(i0 + i, j) to `count` columns of dZ from i0 on and to the block's.
+
+    Four rows of g at a time; those beyond `count` hold zeros. `z` is memory for one number a row.
+    """
     for d in range(row, row_end):
-        z = Z[d, i]
-        total = 0.0
-        for j in range(m):
-            t = 2.0 * g[j] * (z - block[d, j])
-            dblock[d, j] -= t
-            total += t
-        dZ[d, i] += total
+        z[:] = 0.0
+        for i in range(count):
+            z[i] = Z[d, i0 + i]
+        x, dx = block[d], dblock[d]
+        for i in range(0, count, 4):
+            z0, z1, z2, z3 = z[i], z[i + 1], z[i + 2], z[i + 3]
+            g0, g1, g2, g3 = g[i], g[i + 1], g[i + 2], g[i + 3]
+            s0 = s1 = s2 = s3 = 0.0
+            for j in range(width):
+                t0, t1, t2, t3 = g0[j] * (z0 - x[j]), g1[j] * (z1 - x[j]), g2[j] * (z2 - x[j]), g3[j] * (z3 - x[j])
+                dx[j] -= (t0 + t1) + (t2 + t3)
+                s0 += t0
+                s1 += t1
+                s2 += t2
+                s3 += t3
+            z[i], z[i + 1], z[i + 2], z[i + 3] = s0, s1, s2, s3
+        for i in range(count):
+            dZ[d, i0 + i] += z[i]
 
 
 @njit(**_EXACT)
 def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, dZ, dshape, dscale):  # type: ignore[no-untyped-def]
     n, count = len(a), len(family)
     k, slope, shape_slope = np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS))
-    r2, w, g = np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS)
+    r2, w, v, z = np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_ROWS)
+    g = np.empty((count, _ROWS, _COLUMNS))
     columns, dcolumns = np.empty((len(Z), _COLUMNS)), np.empty((len(Z), _COLUMNS))
     for chunk in range(first, chunks, step):
+        dZ[chunk] = 0.0
         for block in range(chunk, (n + _ROWS - 1) // _ROWS, chunks):
-            last = min((block + 1) * _ROWS, n)
+            top, last = block * _ROWS, min((block + 1) * _ROWS, n)
             for j0 in range(0, last, _COLUMNS):
                 width = min(_COLUMNS, last - j0)
                 _copy_columns(Z, j0, width, columns)
                 dcolumns[:, :width] = 0.0
-                for i in range(block * _ROWS, last):
-                    m = min(_COLUMNS, i - j0)
-                    if m <= 0:
+                for i in range(top, top + _ROWS):
+                    m = min(width, i - j0) if i < last else 0
+                    m = max(m, 0)
+                    g[:, i - top, m:width] = 0.0
+                    if m == 0:
                         continue
                     line, others = W[i, j0 : j0 + m], a[j0 : j0 + m]
                     for j in range(m):
@@ -257,24 +282,27 @@ def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, 
                             _squared_distances(Z, i, columns, m, rows[leaf], rows[leaf + 1], r2)
                             _leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
                         for leaf in range(start, end):
+                            own = g[leaf, i - top]
                             for j in range(m):
-                                g[j] = w[j]
+                                v[j] = w[j]
                             for other in range(start, end):
                                 if other != leaf:
                                     for j in range(m):
-                                        g[j] *= k[other, j]
+                                        v[j] *= k[other, j]
+                            total = _weigh(v, k[leaf], slope[leaf], scale[term], m, own)
                             if leaf == start:
-                                dscale[chunk, term] += _dot(g, k[leaf], m)
-                            for j in range(m):
-                                g[j] *= scale[term]
+                                dscale[chunk, term] += total
                             if family[leaf] == 4:
-                                dshape[chunk, leaf] += _dot(g, shape_slope[leaf], m)
-                            for j in range(m):
-                                g[j] *= slope[leaf, j]
-                            _pull_back(g, Z, i, columns, m, rows[leaf], rows[leaf + 1], dZ[chunk], dcolumns)
+                                dshape[chunk, leaf] += scale[term] * _dot(v, shape_slope[leaf], m)
+                for leaf in range(count):
+                    row, row_end = rows[leaf], rows[leaf + 1]
+                    _pull_back(g[leaf], last - top, Z, top, columns, width, row, row_end, dZ[chunk], dcolumns, z)
                 for d in range(len(Z)):
                     for j in range(width):
                         dZ[chunk, d, j0 + j] += dcolumns[d, j]
+        for d in range(len(Z)):
+            for i in range(n):
+                dZ[chunk, d, i] *= 2.0
 
 
 @njit(**_EXACT)
@@ -354,7 +382,7 @@ def gradient(a: Array, W: Array, Z: Array, packed: Packed) -> tuple[Array, Array
     D, n = Z.shape
     _, _, shape, _, scale = packed
     chunks = _chunks(n)
-    dZ, dshape, dscale = np.zeros((chunks, D, n)), np.zeros((chunks, len(shape))), np.zeros((chunks, len(scale)))
+    dZ, dshape, dscale = np.empty((chunks, D, n)), np.zeros((chunks, len(shape))), np.zeros((chunks, len(scale)))
     _run(_gradient, n * n // 2, chunks, a, W, Z, *packed, dZ, dshape, dscale)
     _collect(a, W, dZ, dshape, dscale)
     return dZ[0], dshape[0], dscale[0]
