@@ -14,7 +14,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "gpytorch", "linear_operator", "botorch", "scikit-learn", "scipy", "numpy", "numba")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-SETTINGS = ("OMP_WAIT_POLICY", "GPMOE_LAPACK", *THREADS)
+# Idle threads sleep at once: OpenMP's, and OpenBLAS's, which else spin for some 30 ms beside whoever computes next.
+PASSIVE = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "10"}
+SETTINGS = (*PASSIVE, "GPMOE_LAPACK", *THREADS)
 NOT_NUMERICS = ("cli.py", "demo.py", "table.py", "io.py", "plotting", "testing", "data")  # change no figure
 
 
@@ -60,7 +62,7 @@ def settings() -> dict[str, str]:
 def environment(passive: bool) -> dict[str, str]:
     """Environment to measure in: BLAS chooses its own kernels, each pool has as many threads as cores."""
     kept = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
-    return kept | dict.fromkeys(THREADS, str(cores())) | ({"OMP_WAIT_POLICY": "passive"} if passive else {})
+    return kept | dict.fromkeys(THREADS, str(cores())) | (PASSIVE if passive else {})
 
 
 class Load:

@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure again what is stored")
     parser.add_argument("--small", action="store_true", help="small problems, to try the code in minutes")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose label holds this text")
-    parser.add_argument("--passive", action="store_true", help="set OMP_WAIT_POLICY=passive")
+    parser.add_argument("--passive", action="store_true", help="let idle threads of OpenMP and OpenBLAS sleep")
     parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait at most so long for quiet")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()

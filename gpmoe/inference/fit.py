@@ -30,6 +30,8 @@ from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
 
+_FAR = math.log(1e5)
+
 Objective = Callable[[Any], Tensor]
 Vector = NDArray[np.float64]
 
@@ -182,7 +184,7 @@ class Climber:
         x = self.coordinates.read()
         if x.size == 0:
             return float(self._value().detach())
-        x, loss = self.lbfgs.minimise(self._loss_and_gradient, x, steps)
+        x, loss = self.lbfgs.minimise(self._loss_and_gradient, x, steps, self.coordinates.floor(x))
         self.coordinates.write(x)
         if self.plain is not None:
             self.plain.set(self.coordinates.values(x))
@@ -248,9 +250,12 @@ class Coordinates:
 
         L-BFGS-B cuts its first step, a whole gradient, at the bounds: further out kernels are flat.
         """
-        far = math.log(1e5)
-        ends = ((-far if c > -far else c - far, far if c < far else c + far) for c in x)
+        ends = ((-_FAR if c > -_FAR else c - _FAR, _FAR if c < _FAR else c + _FAR) for c in x)
         return [end if scale else (None, None) for end, scale in zip(ends, self._by_factors, strict=True)]
+
+    def floor(self, x: Vector) -> Vector:
+        """How low a nudge from x may take scale parameters: to 1e-5, or where they are; no end for others."""
+        return np.where(self._by_factors, np.minimum(x, -_FAR), -np.inf)
 
     def read(self) -> Vector:
         """The coordinates of the present parameters."""

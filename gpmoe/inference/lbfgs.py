@@ -26,17 +26,20 @@ class LBFGS:
     def __init__(self, memory: int = 10) -> None:
         self._pairs: deque[tuple[Vector, Vector, float]] = deque(maxlen=memory)
 
-    def minimise(self, loss: Loss, x: Vector, steps: int) -> tuple[Vector, float]:
+    def minimise(self, loss: Loss, x: Vector, steps: int, lower: Vector | None = None) -> tuple[Vector, float]:
         """Take steps down, each of which lowers the loss; fewer where none can be found.
 
         Args:
             loss: value and gradient; infinity where it is not defined, but not at `x`.
             x: where to start, ``(p,)``.
             steps: the most.
+            lower: what no coordinate goes below, ``(p,)``; one that lies there, and would go on, does not count.
 
         Returns:
             The last x and its loss.
         """
+        if lower is not None:
+            loss = _bounded(loss, lower)
         value, gradient = loss(x)
         for _ in range(steps):
             if np.abs(gradient).max(initial=0.0) < _FLAT:
@@ -48,6 +51,7 @@ class LBFGS:
             if found is None:
                 break
             new_x, value, new_gradient = found
+            new_x = new_x if lower is None else np.maximum(new_x, lower)
             self._remember(new_x - x, new_gradient - gradient)
             x, gradient = new_x, new_gradient
         return x, value
@@ -88,3 +92,13 @@ class LBFGS:
         product = float(s @ y)
         if product > 1e-10 * float(np.linalg.norm(s) * np.linalg.norm(y)):  # else the curvature is not positive
             self._pairs.append((s, y, 1 / product))
+
+
+def _bounded(loss: Loss, lower: Vector) -> Loss:
+    """The loss at the nearest allowed point, its gradient without what would lead out."""
+
+    def inside(x: Vector) -> tuple[float, Vector]:
+        value, gradient = loss(np.maximum(x, lower))
+        return value, np.where((x <= lower) & (gradient > 0), 0.0, gradient)
+
+    return inside

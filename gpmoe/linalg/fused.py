@@ -31,7 +31,7 @@ from gpmoe.linalg.compiler import intrinsic, ir, njit, types
 
 RBF, MATERN12, MATERN32, MATERN52, RATIONAL_QUADRATIC = range(5)
 
-_ROWS, _COLUMNS, _MOST_CHUNKS = 16, 256, 32
+_ROWS, _COLUMNS, _MOST_CHUNKS = 16, 256, 16
 _SERIAL_PAIRS = 20_000  # below this, waking a thread costs more than it saves
 
 Array = NDArray[np.float64]
@@ -333,17 +333,27 @@ def _chunks(n: int) -> int:
     return max(1, min(_MOST_CHUNKS, -(-n // (2 * _ROWS))))
 
 
-def _run(function: Callable[..., None], pairs: int, *arguments: Any) -> None:
-    """Call ``function(first, step, ...)`` for every residue class of chunks, on as many threads as torch uses."""
+def _run(function: Callable[..., None], pairs: int, chunks: int, *arguments: Any) -> None:
+    """Call ``function(first, step, chunks, ...)`` so that it meets every chunk, on as many threads as torch uses.
+
+    Each thread takes the next chunk when it has done one: a core that is busy elsewhere, with a thread of BLAS that
+    waits for more to do as often as not, then holds nobody up.
+    """
     global _pool
-    threads = torch.get_num_threads() if pairs > _SERIAL_PAIRS else 1
+    threads = min(torch.get_num_threads(), chunks) if pairs > _SERIAL_PAIRS else 1
     if threads == 1:
-        function(0, 1, *arguments)
+        function(0, 1, chunks, *arguments)
         return
     if _pool is None:
         _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="gpmoe")
-    others = [_pool.submit(function, first, threads, *arguments) for first in range(1, threads)]
-    function(0, threads, *arguments)
+    left = iter(range(chunks))
+
+    def work() -> None:
+        for chunk in left:
+            function(chunk, chunks, chunks, *arguments)
+
+    others = [_pool.submit(work) for _ in range(1, threads)]
+    work()
     for other in others:
         other.result()
 
