@@ -29,13 +29,15 @@ from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.kronecker_gp import KroneckerGP
 
+Model = ExactGP | KroneckerGP
 Objective = Callable[[Any], Tensor]
 Vector = NDArray[np.float64]
 
 
 def fit(
-    gp: ExactGP,
+    gp: Model,
     objective: Objective = log_marginal_likelihood,
     *,
     solver: Cholesky | None = None,
@@ -67,7 +69,7 @@ def fit(
 
 
 def fit_quietly(
-    gp: ExactGP,
+    gp: Model,
     objective: Objective = log_marginal_likelihood,
     *,
     solver: Cholesky | None = None,
@@ -97,7 +99,7 @@ def fit_quietly(
         reason=best.reason,
         jitter=gp.factor().jitter,
         seconds=time.perf_counter() - start,
-        solver=f"{solver} by {lapack.provider()}",
+        solver=f"{gp.report if isinstance(gp, KroneckerGP) else solver} by {lapack.provider()}",
         starts=tuple(end.value for end in ends),
     )
     return report
@@ -117,7 +119,7 @@ class End:
 
 
 def _climb_copy(
-    gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
+    gp: Model, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
 ) -> End:
     """Climb on a copy, with the parent's LAPACK; what a worker runs."""
     with lapack.use_provider(name), at_most_threads(1):  # in any process, so that results don't depend on which
@@ -128,7 +130,8 @@ def _climb_copy(
 
 def climb(model: gpytorch.Module, objective: Objective, solver: Cholesky, *, max_iterations: int) -> End:
     """L-BFGS-B from a model's present parameters, in place; the log priors are added to the objective."""
-    plain = plain_evidence(model) if objective is log_marginal_likelihood and model.weights is None else None
+    written_out = objective is log_marginal_likelihood and isinstance(model, ExactGP) and model.weights is None
+    plain = plain_evidence(model) if written_out else None
     return Climber(model, objective, plain).climb(solver, max_iterations)
 
 

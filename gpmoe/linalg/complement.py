@@ -136,6 +136,22 @@ class Complement:
         alpha = self.basis.rotate_back(weighted).flatten(1)[:, self.observed]
         return Completion(alpha, weighted, (rotated * weighted).flatten(1).sum(-1))
 
+    def quadratic(self, B: Tensor) -> Tensor:
+        """b' C_oo⁻¹ b of each row of B ``(c, M)``."""
+        rows = max(1, _CHUNK // self.D.numel())
+        return torch.cat([B.new_zeros(0), *(self._quadratic(part) for part in B.split(rows) if len(part))])
+
+    def _quadratic(self, B: Tensor) -> Tensor:
+        if self.iterative is not None and len(self.missing):
+            return self.complete(B).quadratic
+        rotated = self.basis.rotate(self._embed(B, self.observed))
+        weighted = rotated / self.D
+        whole = (rotated * weighted).flatten(1).sum(-1)
+        if not len(self.missing):
+            return whole
+        at_missing = self.basis.rotate_back(weighted).flatten(1)[:, self.missing]
+        return whole - lapack.solve_triangular(self.L, at_missing.mT).square().sum(0)
+
     def log_likelihood(self, y: Tensor) -> tuple[Tensor, Completion, list[Pair] | Iterator[Pair]]:
         """log N(y | 0, C_oo) for y ``(M,)``, the completed data, and the pairs of its gradient."""
         if self.iterative is None or not len(self.missing):

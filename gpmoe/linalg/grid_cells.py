@@ -109,6 +109,10 @@ class CellCovariance:
         half = lapack.solve_triangular(self.L, B.mT)
         return lapack.solve_triangular(self.L, half, transpose=True).mT
 
+    def quadratic(self, B: Tensor) -> Tensor:
+        """b' C⁻¹ b of each row of B, ``(c, M)``."""
+        return lapack.solve_triangular(self.L, B.mT).square().sum(0)
+
     def log_determinant(self) -> Tensor:
         """log |C|."""
         return 2 * lapack.diagonal(self.L).log().sum()
