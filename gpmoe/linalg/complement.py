@@ -31,6 +31,7 @@ from gpmoe.linalg import lapack
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
 from gpmoe.linalg.grid_conjugate_gradients import Solved, conjugate_gradients, log_quadrature
 from gpmoe.linalg.kronecker import KroneckerEigen, outer
+from gpmoe.linalg.kronecker_likelihood import finished_gradient
 
 _CHUNK = 2**22  # entries of a block of columns: 32 MB in float64
 _PLAIN_STEPS = 50  # before C_uu preconditions
@@ -167,18 +168,14 @@ class Complement:
 
     def gradients(self, done: Completion, pairs: list[Pair] | Iterator[Pair]) -> tuple[list[Tensor], Tensor]:
         """dL/dK_j and dL/dσ²."""
-        axes = range(len(self.basis.values))
         inverse = 1 / self.D
-        alpha = done.rotated[:1]
-        M = [self.basis.gram(j, alpha) for j in axes]
-        for j in axes:
-            lapack.diagonal(M[j]).sub_(self.basis.trace_against(j, inverse))
-        d_noise = alpha.square().sum() - inverse.sum()
+        d_noise = done.rotated[0].square().sum() - inverse.sum()
+        M = [self.basis.gram(j, done.rotated[:1]) for j in range(len(self.basis.values))]
         for U, W, weight in pairs:
-            for j in axes:
-                M[j].add_(self.basis.gram(j, U, W), alpha=weight)
             d_noise = d_noise + weight * (U * (U if W is None else W)).sum()
-        return [self.basis.factor_from_basis(j, 0.25 * (M[j] + M[j].mT)) for j in axes], 0.5 * d_noise
+            for j, total in enumerate(M):
+                total.add_(self.basis.gram(j, U, W), alpha=weight)
+        return [finished_gradient(self.basis, j, total, inverse) for j, total in enumerate(M)], 0.5 * d_noise
 
     def _embed(self, B: Tensor, positions: Tensor) -> Tensor:
         """Rows of B on the grid, zero elsewhere, ``(c, n_1, …, n_k)``."""

@@ -69,7 +69,8 @@ def conjugate_gradients(
     s = r if precondition is None else precondition(r)
     p, rs = s.clone(), _dots(r, s)
     measured = relative(r)
-    active = measured > tolerance
+    spent = torch.finfo(b.dtype).eps ** 2 * rs  # a row this small has nothing left to give
+    active = (measured > tolerance) & (rs > 0)
     alphas, betas = [], []
     taken = torch.zeros_like(rs, dtype=torch.long)
     steps = 0
@@ -86,13 +87,15 @@ def conjugate_gradients(
         taken += active
         p = s + _spread(beta, p) * p
         rs = torch.where(active, new, rs)
+        active = active & (rs > spent)
         steps += 1
-        if steps % _CHECK_EVERY == 0 or steps == max_steps:
-            measured = torch.where(active, relative(r), measured)
-            active = measured > tolerance
+        if steps % _CHECK_EVERY == 0:
+            measured = relative(r)
+            active = active & (measured > tolerance)
     none = b.new_zeros(0, len(b))
     coefficients = (torch.stack(alphas), torch.stack(betas)) if alphas else (none, none)
-    return Solved(x, r, measured, steps, not bool(active.any()), Quadrature(*coefficients, taken))
+    measured = relative(r)
+    return Solved(x, r, measured, steps, bool((measured <= tolerance).all()), Quadrature(*coefficients, taken))
 
 
 def log_quadrature(quadrature: Quadrature, first: int) -> Tensor:

@@ -71,7 +71,10 @@ class _EigenLikelihood(torch.autograd.Function):
         wants_residual, wants_noise, *wants = ctx.needs_input_grad
         inverse = D.reciprocal_()
         d_noise = 0.5 * (alpha.square() - inverse).flatten(-k).sum(-1) if wants_noise else None
-        d_factors = [_d_factor(basis, j, alpha, inverse) if want else None for j, want in enumerate(wants)]
+        d_factors = [
+            finished_gradient(basis, j, basis.gram(j, alpha.unsqueeze(-k - 1)), inverse) if want else None
+            for j, want in enumerate(wants)
+        ]
         ctx.gradients = (-basis.rotate_back(alpha) if wants_residual else None, d_noise, *d_factors)
         return value
 
@@ -91,10 +94,10 @@ def expect_first_order() -> None:
         raise DifferentiationError("the likelihood can be differentiated once; leave out create_graph=True.")
 
 
-def _d_factor(basis: KroneckerEigen, axis: int, alpha: Tensor, inverse: Tensor) -> Tensor:
-    M = basis.gram(axis, alpha)
+def finished_gradient(basis: KroneckerEigen, axis: int, M: Tensor, inverse: Tensor) -> Tensor:
+    """dL/dK_j = ½ Q_j (M - diag(Σ_{i≠j} ⊗_{i≠j} λ_i · inverse)) Q_j', made symmetric, for M ``(*batch, n_j, n_j)``."""
     M.diagonal(dim1=-2, dim2=-1).sub_(basis.trace_against(axis, inverse))
-    return basis.factor_from_basis(axis, M.mul_(0.5))
+    return basis.factor_from_basis(axis, 0.25 * (M + M.mT))
 
 
 def sum_log_likelihood(first: Sequence[Tensor], second: Sequence[Tensor], residual: Tensor) -> Tensor:
