@@ -84,7 +84,7 @@ class Complement:
         residual: the largest relative residual so far, ‖C_oo α - y‖ / ‖y‖; 0 for the exact form, whose rounding error
             is that of a factorisation.
         steps: of conjugate gradients, the most so far.
-        standard_error: of the log likelihood, nats.
+        standard_error: of the log likelihood, nats; None until one was estimated.
         converged: whether every solve met its tolerance.
 
     Raises:
@@ -112,7 +112,8 @@ class Complement:
         self.is_missing = ~observed
         self.observed = observed.reshape(-1).nonzero().squeeze(-1)
         self.missing = self.is_missing.reshape(-1).nonzero().squeeze(-1)
-        self.residual, self.steps, self.standard_error, self.converged = 0.0, 0, 0.0, True
+        self.residual, self.steps, self.converged = 0.0, 0, True
+        self.standard_error: float | None = None
         self.workspace = Workspace() if workspace is None else workspace
         self.jitter = 0.0
         if iterative is None and len(self.missing):

@@ -79,7 +79,7 @@ def _along(F: Tensor, T: Tensor, axis: int) -> Tensor:
         product = T.reshape(*lead, left, m) @ F.mT
     else:
         product = F.unsqueeze(-3) @ T.reshape(*lead, left, m, right) if batch or left != 1 else F @ T.reshape(m, right)
-    lead = torch.broadcast_shapes(lead, F.shape[:-2])
+    lead = torch.broadcast_shapes(lead, F.shape[:-2]) if batch else lead
     return product.reshape(*lead, *before, n, *after)
 
 

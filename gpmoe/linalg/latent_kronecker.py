@@ -191,12 +191,13 @@ class LatentKronecker:
         return Complement(factors, noise, self.observed, how, memory)
 
     def remember(self, solver: Complement | CellCovariance) -> None:
-        """Take what a solver did into the report."""
+        """Take what a solver did into the report; the standard error of the last likelihood stays."""
         method, reason = self.plan.method, self.plan.reason
         if isinstance(solver, CellCovariance):
             self.report = GridReport(method, reason, solver.jitter)
         else:
-            how = (solver.residual, solver.steps, solver.standard_error, solver.converged)
+            error = self.report.standard_error if solver.standard_error is None else solver.standard_error
+            how = (solver.residual, solver.steps, error, solver.converged)
             self.report = GridReport(method, reason, solver.jitter, *how)
 
     def _check(self, factors: Sequence[Tensor], residual: Tensor, noise: Tensor) -> None:
