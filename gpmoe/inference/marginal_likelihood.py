@@ -6,10 +6,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.kronecker_gp import KroneckerGP
 
 
-def log_marginal_likelihood(gp: ExactGP) -> Tensor:
-    """log p(y | X, hyperparameters), the sum over data (and batch), exact.
+def log_marginal_likelihood(gp: ExactGP | KroneckerGP) -> Tensor:
+    """log p(y | X, hyperparameters), the sum over data (and batch), exact unless a `KroneckerGP` reports otherwise.
 
     Args:
         gp: the model.
