@@ -80,6 +80,13 @@ class SparsePosterior:
     jitter: float
 
     @property
+    def covariance(self) -> Tensor:
+        """B⁻¹, ``(p, p)``."""
+        inverse = self.L_B.clone()
+        lapack.inverse_from_cholesky_(inverse)
+        return inverse.tril() + inverse.tril(-1).mT
+
+    @property
     def weights(self) -> Tensor:
         """b, ``(p,)``."""
         return lapack.solve_triangular(self.L, self.beta.unsqueeze(-1), transpose=True).squeeze(-1)
@@ -146,7 +153,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients for X, Z, residual, noise, the kernel (None) and the parameters."""
     b = q.weights
-    B_inverse, precision = _inverse(q.L_B), noise.reciprocal()
+    B_inverse, precision = q.covariance, noise.reciprocal()
     identity, outer = torch.eye(len(Z)).to(Z), torch.outer(q.beta, q.beta)
     left = lapack.solve_triangular(q.L, identity - B_inverse - outer, transpose=True)
     Z, X = Z.detach().requires_grad_(), X.detach().requires_grad_(for_X)
@@ -170,13 +177,6 @@ def _gradients(
     dZ, *rest = total
     dX = rest.pop(0) if for_X else None
     return dX, dZ, d_residual, d_noise, None, *rest
-
-
-def _inverse(L: Tensor) -> Tensor:
-    """(L L')⁻¹, whole."""
-    inverse = L.clone()
-    lapack.inverse_from_cholesky_(inverse)
-    return inverse.tril() + inverse.tril(-1).mT
 
 
 def _inducing_gradient(q: SparsePosterior, B_inverse: Tensor, outer: Tensor) -> Tensor:
