@@ -4,7 +4,6 @@ import time
 
 import torch
 from gpytorch.optim import NGD
-from torch import Tensor
 
 from gpmoe.inference.marginal_likelihood import log_prior, prior_of
 from gpmoe.inference.report import FitReport, warn_about
@@ -88,7 +87,7 @@ def fit_stochastic_quietly(
             for schedule in schedules:
                 schedule.step()
             trace.append(sum(values) / len(values))
-        final = float(_whole(gp, batch_size) + log_prior(gp))
+        final = _whole(gp, batch_size)
     gained = _gained(trace) / n
     return FitReport(
         objective_trace=tuple(trace),
@@ -124,11 +123,10 @@ def _gained(trace: list[float]) -> float:
     return (sum(trace[-tenth:]) - sum(trace[-2 * tenth : -tenth])) / tenth
 
 
-def _whole(gp: StochasticVariationalGP, batch_size: int) -> Tensor:
-    """The bound over all rows, by blocks, each of which gives an estimate of it."""
+def _whole(gp: StochasticVariationalGP, batch_size: int) -> float:
+    """The bound over all rows plus the log priors; by blocks, each of which gives an estimate."""
     n = gp.y.shape[-1]
     with torch.no_grad():
-        parts = [
-            gp.elbo(rows).sum() * (len(rows) / n) for rows in torch.arange(n, device=gp.X.device).split(batch_size)
-        ]
-    return torch.stack(parts).sum()
+        blocks = torch.arange(n, device=gp.X.device).split(batch_size)
+        estimates = [float(gp.elbo(rows).sum()) * len(rows) / n for rows in blocks]
+        return sum(estimates) + float(log_prior(gp))

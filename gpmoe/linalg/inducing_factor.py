@@ -48,7 +48,11 @@ class _Cholesky(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, C: Tensor) -> tuple[Tensor, Tensor]:
         L = torch.empty_like(C, memory_format=torch.contiguous_format)
-        jitter = cholesky_with_jitter_(lambda out: out.copy_(C), L)
+
+        def fill(out: Tensor) -> None:
+            out.copy_(C)
+
+        jitter = cholesky_with_jitter_(fill, L)
         L.tril_()
         ctx.save_for_backward(L)
         added = C.new_tensor(jitter)

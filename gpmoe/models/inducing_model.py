@@ -74,11 +74,15 @@ class InducingModel(GaussianModel):
 
     def factor(self) -> Whitened:
         """q(v) at the present parameters, computed once for them."""
-        now = torch.cat([tensor.detach().reshape(-1).to(self.X) for tensor in [*self.parameters(), *self.buffers()]])
+        now = torch.cat([tensor.detach().reshape(-1).to(self.X) for tensor in self._determinants()])
         if self._factor is None or not torch.equal(self._factor[0], now):
             with torch.no_grad(), _evaluating(self):
                 self._factor = now, self._whiten()
         return self._factor[1]
+
+    def _determinants(self) -> list[Tensor]:
+        """What q(v) depends on."""
+        return [*self.parameters(), *self.buffers()]
 
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """See `GaussianModel.latent`."""

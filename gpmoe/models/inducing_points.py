@@ -10,7 +10,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpmoe.errors import InputError
+from gpmoe.errors import InputError, ShapeError
 from gpmoe.linalg.cross_covariance import cross_covariance
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
@@ -82,5 +82,7 @@ def _check(X: Tensor, p: int) -> None:
     expect_floating("X", X)
     expect_shape("X", X, ndim=2, last=(-1, -1))
     expect_finite("X", X)
+    if len(X) == 0:
+        raise ShapeError(f"`X` must have at least one row; got {tuple(X.shape)}.")
     if p < 1:
         raise InputError(f"`p`, the number of inducing points, must be positive; got {p}.")

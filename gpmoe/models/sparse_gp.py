@@ -100,6 +100,9 @@ class SparseGP(InducingModel):
         residual = self.y - self.mean_module(self.X)
         return collapsed_bound(self.covar_module, self.X, self.inducing_points, residual, self.noise())
 
+    def _determinants(self) -> list[Tensor]:
+        return [*super()._determinants(), self.likelihood.noise]  # fixed noise is no parameter and no buffer
+
     def _whiten(self) -> Whitened:
         residual = (self.y - self.mean_module(self.X)).expand(self.y.shape)
         q = sparse_posterior(self.covar_module, self.X, self.inducing_points, residual, self.noise())

@@ -23,7 +23,7 @@ from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
 from torch.nn import Parameter
 
-from gpmoe.errors import InputError, ShapeError
+from gpmoe.errors import InputError
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.cross_covariance import cross_covariance
 from gpmoe.linalg.inducing_factor import inducing_factor
