@@ -27,15 +27,16 @@ from gpmoe.models.inducing_points import greedy_inducing_points
 from gpmoe.models.sparse_gp import SparseGP
 from gpmoe.models.stochastic_variational_gp import StochasticVariationalGP
 
-_SUBSET = 1000  # rows on which an exact GP finds the first hyperparameters
+_SUBSET = 1000  # random rows on which an exact GP finds the first hyperparameters
+_CANDIDATES = 20_000  # random rows among which the first inducing points are chosen
 _ITERATIONS = {"collapsed": 200, "stochastic": 50}
 
 
 class SparseGPRegressor(ProbabilisticRegressor):
     """Gaussian process regression for many rows, whose data pass through inducing points, in the caller's units.
 
-    An exact GP on a random thousand rows gives the first hyperparameters, greedy conditional variance the first
-    inducing points; then both are learned by a lower bound on the evidence of all rows.
+    An exact GP on a random thousand rows gives the first hyperparameters, greedy conditional variance among 20,000
+    rows the first inducing points; then both are learned by a lower bound on the evidence of all rows.
 
     Args:
         n_inducing: the most inducing points; time grows with their square, accuracy with their number.
@@ -100,8 +101,9 @@ class SparseGPRegressor(ProbabilisticRegressor):
         self.scaling_ = Scaling.learn(inputs, targets, self.scale)
         rows = self.scaling_.inputs(inputs), self.scaling_.targets(targets)
         seed = int(check_random_state(self.random_state).randint(2**31))
-        first = self._on_subset(*rows, seed)
-        Z = greedy_inducing_points(first.covar_module, rows[0], self.n_inducing)
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+        first = self._on_subset(*rows, order[:_SUBSET])
+        Z = greedy_inducing_points(first.covar_module, rows[0][order[:_CANDIDATES]], self.n_inducing)
         model = self._model(*rows, Z, first.covar_module)
         model.mean_module.load_state_dict(first.mean_module.state_dict())
         if self.noise is None:
@@ -111,9 +113,8 @@ class SparseGPRegressor(ProbabilisticRegressor):
         self.model_ = model.requires_grad_(False)
         return self
 
-    def _on_subset(self, X: Tensor, y: Tensor, seed: int) -> ExactGP:
-        """An exact GP fitted to random rows."""
-        chosen = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))[:_SUBSET]
+    def _on_subset(self, X: Tensor, y: Tensor, chosen: Tensor) -> ExactGP:
+        """An exact GP fitted to the chosen rows."""
         noise = self._scaled_noise(len(X))
         noise = noise[chosen] if noise is not None and noise.dim() else noise
         gp = ExactGP(X[chosen], y[chosen], kernel=deepcopy(self.kernel), noise=noise)
