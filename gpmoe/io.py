@@ -20,7 +20,6 @@ from gpmoe import __version__
 from gpmoe.errors import FileFormatError, GPMoEError
 
 _FORMAT = 1
-_HOME = "gpmoe.estimators"  # every class that can be loaded lives there, under the name in the file
 _MISFITS = (
     KeyError,
     IndexError,
@@ -32,7 +31,11 @@ _MISFITS = (
     RuntimeError,  # torch's, for shapes
     GPMoEError,
 )
-_LOADABLE = ("GPRegressor", "MixtureOfExpertsRegressor")
+_LOADABLE = {  # classes that a file may name, and where they live
+    "GPRegressor": "gpmoe.estimators.gp_regressor",
+    "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",
+    "SparseGPRegressor": "gpmoe.estimators.sparse_gp_regressor",
+}
 
 
 class Savable(Protocol):
@@ -52,7 +55,7 @@ def save(estimator: Savable, path: str | PathLike[str], extra: dict[str, Any] | 
     """Write a fitted estimator; the file appears whole or not at all.
 
     Args:
-        estimator: a fitted `GPRegressor` or `MixtureOfExpertsRegressor`.
+        estimator: a fitted estimator of `gpmoe.estimators`.
         path: the file, replaced if it exists.
         extra: JSON-able data to keep beside it.
 
@@ -106,9 +109,9 @@ def load_with_extra(path: str | PathLike[str]) -> tuple[Any, dict[str, Any] | No
             f"{path}: written in format {header.get('format')!r} by gpmoe {header.get('version')!r}; this is gpmoe "
             f"{__version__}, which reads format {_FORMAT}. Install the version that wrote it."
         )
-    if name not in _LOADABLE:
+    if not isinstance(name, str) or name not in _LOADABLE:
         raise FileFormatError(f"{path}: holds a {name!r}, which is none of {', '.join(_LOADABLE)}.")
-    kind = getattr(importlib.import_module(_HOME), name)
+    kind = getattr(importlib.import_module(_LOADABLE[name]), name)
     try:
         return kind.from_parts(header["data"], tensors), header.get("extra")
     except _MISFITS as error:
