@@ -6,10 +6,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.vecchia_gp import VecchiaGP
 
 
-def log_marginal_likelihood(gp: ExactGP) -> Tensor:
-    """log p(y | X, hyperparameters), the sum over data (and batch), exact.
+def log_marginal_likelihood(gp: ExactGP | VecchiaGP) -> Tensor:
+    """log p(y | X, hyperparameters), the sum over data (and batch), as the model has it: exact, or an approximation.
 
     Args:
         gp: the model.

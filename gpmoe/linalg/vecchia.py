@@ -336,12 +336,12 @@ def _conditional_block(
     """The sum over rows start to stop, and the largest jitter."""
     own = torch.arange(start, stop).unsqueeze(-1)
     index = torch.cat([torch.from_numpy(neighbours[start:stop]).long(), own], -1).to(X.device)
-    L, r, jitter = _block_factor(kernel, X, residual, noise, index)
+    L, r, jitter = conditioning_factor(kernel, X, residual, noise, index)
     half = torch.linalg.solve_triangular(L, r.unsqueeze(-1), upper=False)[:, -1, 0]
     return -(0.5 * half.square() + 0.5 * _LOG_2_PI + L[:, -1, -1].log()).sum(), jitter
 
 
-def _block_factor(
+def conditioning_factor(
     kernel: Kernel, X: Tensor, residual: Tensor, noise: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, float]:
     """Factors ``(b, m, m)`` and residuals ``(b, m)`` of sets of rows ``(b, m)``, apart from the rest where -1."""
@@ -371,7 +371,7 @@ def _blocked_marginals(
     for start in range(0, len(X_new), _rows_at_once(neighbours)):
         rows = slice(start, start + _rows_at_once(neighbours))
         index = torch.from_numpy(neighbours[rows]).long().to(X.device)
-        L, r, _ = _block_factor(kernel, X, residual, noise, index)
+        L, r, _ = conditioning_factor(kernel, X, residual, noise, index)
         new = X_new[rows].unsqueeze(-2)
         K = dense_covariance(kernel, new, X[index]).mT
         half = torch.linalg.solve_triangular(L, torch.cat([r.unsqueeze(-1), K], -1), upper=False)
