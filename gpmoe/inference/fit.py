@@ -118,7 +118,12 @@ class End:
 
 
 def _climb_copy(
-    gp: ExactGP | VecchiaGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
+    gp: ExactGP | VecchiaGP,
+    objective: Objective,
+    solver: Cholesky,
+    x: Vector,
+    max_iterations: int,
+    name: lapack.Provider,
 ) -> End:
     """Climb on a copy, with the parent's LAPACK; what a worker runs."""
     with lapack.use_provider(name), at_most_threads(1):  # in any process, so that results don't depend on which

@@ -46,7 +46,8 @@ class Ragged:
         if not whole or values[0] != 0 or values[-1] != rows or (sizes < 0).any():
             raise ShapeError(
                 f"`{name}` must be integers (B + 1,) that rise from 0 to the number of rows, {rows}; "
-                f"got {offsets.dtype} {tuple(offsets.shape)}" + (f", {values.min()} to {values.max()}." if whole else ".")
+                f"got {offsets.dtype} {tuple(offsets.shape)}"
+                + (f", {values.min()} to {values.max()}." if whole else ".")
             )
         owner = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device)
         return cls(values, owner, np.argsort(-sizes, kind="stable"))

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="call-arg"
 """One small covariance at a time, compiled: its stationary terms, Cholesky factor, inverse and solves (Numba, float64).
 
 These are the parts of `small_batch` and `vecchia`, which run them over thousands of matrices of up to a few hundred
@@ -35,7 +36,9 @@ _FAST: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": 
 
 
 @intrinsic
-def _sum_of_products(typingctx: Any, P: Any, Q: Any, stride: Any, i: Any, j: Any, start: Any, stop: Any, out: Any) -> Any:
+def _sum_of_products(
+    typingctx: Any, P: Any, Q: Any, stride: Any, i: Any, j: Any, start: Any, stop: Any, out: Any
+) -> Any:
     """out[8 r + c] = sum over start <= k < stop of P[k stride + i + r] Q[k stride + j + c], r < 4, c < 8."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -30,19 +30,17 @@ from gpytorch.kernels import Kernel
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpmoe.errors import DifferentiationError, NotPositiveDefiniteError
 from gpmoe.linalg import fused
 from gpmoe.linalg import small_dense as dense
 from gpmoe.linalg.compiler import njit
 from gpmoe.linalg.factorisation import Workspace
-from gpmoe.linalg.likelihood import learnable_tensors
-from gpmoe.linalg.stationary import Packed, dense_covariance, pack, stationary_terms
+from gpmoe.linalg.likelihood import _Precomputed, learnable_tensors
+from gpmoe.linalg.stationary import Packed, pack, stationary_terms
+from gpmoe.linalg.vecchia_blocked import Blocked, blocked_marginals, no_factor
 
 _LOG_2_PI = math.log(2 * math.pi)
 _CHUNKS = 8
-_BLOCK = 2**21  # entries of a block of covariances: 16 MB in float64
 _COMPILED: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
-_TORCH_JITTERS = {torch.float64: dense.JITTERS, torch.float32: (0.0, 1e-6, 1e-5, 1e-4, 1e-3)}
 
 Array = NDArray[np.float64]
 Neighbours = NDArray[np.int32]
@@ -75,7 +73,7 @@ def vecchia_log_likelihood(
             packed.Z1, packed.shape, packed.scale, residual, noise, packed, neighbours, workspace
         )
         return value
-    value = _Blocked.apply(X, residual, noise, kernel, neighbours, workspace, *learnable_tensors(kernel))
+    value = Blocked.apply(X, residual, noise, kernel, neighbours, workspace, *learnable_tensors(kernel))
     return value
 
 
@@ -95,7 +93,7 @@ def vecchia_marginals(
     with torch.no_grad():
         terms = stationary_terms(kernel, X_new, X)
         if terms is None:
-            return _blocked_marginals(kernel, X, residual, noise, X_new, neighbours)
+            return blocked_marginals(kernel, X, residual, noise, X_new, neighbours)
         packed = pack(terms)
         assert packed.Z2 is not None
         mean, variance, jitter = np.empty(len(X_new)), np.empty(len(X_new)), np.zeros(_CHUNKS)
@@ -109,15 +107,7 @@ def _run(function: Any, neighbours: Neighbours, *arguments: Any) -> None:
     cost = neighbours.shape[0] * (neighbours.shape[1] + 1) ** 2
     fused._run(function, cost, neighbours, *arguments)
     if np.isnan(arguments[-1]).any():
-        raise _failed(neighbours.shape[1])
-
-
-def _failed(count: int) -> NotPositiveDefiniteError:
-    return NotPositiveDefiniteError(
-        f"the covariance of a row and its {count} neighbours is not positive definite at a relative jitter of "
-        f"{dense.JITTERS[-1]:.0e}.\nUsual causes, most likely first: repeated rows of X (merge them); a noise "
-        "variance near zero (raise its lower bound); a hyperparameter that is not finite."
-    )
+        raise no_factor(neighbours.shape[1])
 
 
 @njit(**_COMPILED)
@@ -254,16 +244,6 @@ def _marginals(  # type: ignore[no-untyped-def]
             variance[row] = max(deviation * deviation - prior - needed, 2.2e-16 * prior)
 
 
-class _Precomputed(torch.autograd.Function):
-    """A scalar function whose gradients were found with its value."""
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise DifferentiationError("the likelihood can be differentiated once; leave out create_graph=True.")
-        return tuple(None if g is None else grad * g for g in ctx.gradients)
-
-
 class _Compiled(_Precomputed):
     @staticmethod
     def forward(
@@ -289,94 +269,3 @@ class _Compiled(_Precomputed):
         sums = (torch.from_numpy(part.sum(0)) for part in (dshape, dscale))
         ctx.gradients = (total[:D], *sums, total[D], total[D + 1], None, None, None) if wanted else ()
         return residual.new_tensor(value.sum())
-
-
-class _Blocked(_Precomputed):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        X: Tensor,
-        residual: Tensor,
-        noise: Tensor,
-        kernel: Kernel,
-        neighbours: Neighbours,
-        workspace: Workspace,
-        *parameters: Tensor,
-    ) -> Tensor:
-        inputs = (X, residual, noise, *parameters)
-        needed = [index for index, tensor in enumerate(inputs) if tensor.requires_grad]
-        local = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs[:3]]
-        wanted = [(*local, *parameters)[index] for index in needed]
-        total, workspace.jitter = [torch.zeros_like(tensor) for tensor in wanted], 0.0
-        value = residual.new_zeros(())
-        for start in range(0, len(X), _rows_at_once(neighbours)):
-            stop = min(len(X), start + _rows_at_once(neighbours))
-            with torch.enable_grad():
-                one, jitter = _conditional_block(kernel, *local, neighbours, start, stop)
-            workspace.jitter = max(workspace.jitter, jitter)
-            value += one.detach()
-            if wanted:
-                pieces = torch.autograd.grad(one, wanted, allow_unused=True)
-                for sum_, piece in zip(total, pieces, strict=True):
-                    if piece is not None:
-                        sum_ += piece
-        found = dict(zip(needed, total, strict=True))
-        gradients = [found.get(index) for index in range(len(inputs))]
-        ctx.gradients = (*gradients[:3], None, None, None, *gradients[3:])
-        return value
-
-
-def _rows_at_once(neighbours: Neighbours) -> int:
-    return max(1, _BLOCK // (neighbours.shape[1] + 1) ** 2)
-
-
-def _conditional_block(
-    kernel: Kernel, X: Tensor, residual: Tensor, noise: Tensor, neighbours: Neighbours, start: int, stop: int
-) -> tuple[Tensor, float]:
-    """The sum over rows start to stop, and the largest jitter."""
-    own = torch.arange(start, stop).unsqueeze(-1)
-    index = torch.cat([torch.from_numpy(neighbours[start:stop]).long(), own], -1).to(X.device)
-    L, r, jitter = conditioning_factor(kernel, X, residual, noise, index)
-    half = torch.linalg.solve_triangular(L, r.unsqueeze(-1), upper=False)[:, -1, 0]
-    return -(0.5 * half.square() + 0.5 * _LOG_2_PI + L[:, -1, -1].log()).sum(), jitter
-
-
-def conditioning_factor(
-    kernel: Kernel, X: Tensor, residual: Tensor, noise: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor, float]:
-    """Factors ``(b, m, m)`` and residuals ``(b, m)`` of sets of rows ``(b, m)``, apart from the rest where -1."""
-    real = index >= 0
-    index = index.clamp_min(0)
-    points = X[index]
-    both = real.unsqueeze(-1) & real.unsqueeze(-2)
-    C = torch.where(both, dense_covariance(kernel, points, points), 0.0)
-    C = C + torch.diag_embed(torch.where(real, noise[index], 1.0))
-    L, info = torch.linalg.cholesky_ex(C)
-    jitter = torch.zeros_like(C[:, 0, 0])
-    for relative in _TORCH_JITTERS[X.dtype][1:]:
-        if not bool(info.any()):
-            break
-        diagonal = C.detach().diagonal(dim1=-2, dim2=-1).mean(-1)
-        jitter = torch.where(info > 0, relative * diagonal, jitter)
-        L, info = torch.linalg.cholesky_ex(C + torch.diag_embed(jitter.unsqueeze(-1).expand(real.shape)))
-    if bool(info.any()) or not bool(L.detach().isfinite().all()):
-        raise _failed(index.shape[-1] - 1)
-    return L, torch.where(real, residual[index], 0.0), float(jitter.max())
-
-
-def _blocked_marginals(
-    kernel: Kernel, X: Tensor, residual: Tensor, noise: Tensor, X_new: Tensor, neighbours: Neighbours
-) -> tuple[Tensor, Tensor]:
-    means, variances = [X.new_zeros(0)], [X.new_zeros(0)]
-    for start in range(0, len(X_new), _rows_at_once(neighbours)):
-        rows = slice(start, start + _rows_at_once(neighbours))
-        index = torch.from_numpy(neighbours[rows]).long().to(X.device)
-        L, r, _ = conditioning_factor(kernel, X, residual, noise, index)
-        new = X_new[rows].unsqueeze(-2)
-        K = dense_covariance(kernel, new, X[index]).mT
-        half = torch.linalg.solve_triangular(L, torch.cat([r.unsqueeze(-1), K], -1), upper=False)
-        prior = dense_covariance(kernel, new, new)[:, 0, 0]
-        means.append((half[..., 0] * half[..., 1]).sum(-1))
-        variance = prior - half[..., 1].square().sum(-1)
-        variances.append(torch.maximum(variance, torch.finfo(X.dtype).eps * prior))
-    return torch.cat(means), torch.cat(variances)

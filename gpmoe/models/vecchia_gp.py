@@ -20,7 +20,8 @@ from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.neighbours import maximin_order, nearest_rows, previous_neighbours
 from gpmoe.linalg.stationary import _selected_terms, dense_covariance
-from gpmoe.linalg.vecchia import conditioning_factor, vecchia_log_likelihood, vecchia_marginals
+from gpmoe.linalg.vecchia import vecchia_log_likelihood, vecchia_marginals
+from gpmoe.linalg.vecchia_blocked import conditioning_factor
 from gpmoe.models.exact_gp import Noise, _check_data, _evaluating, _likelihood
 from gpmoe.models.gaussian_model import GaussianModel, expect_inputs
 
