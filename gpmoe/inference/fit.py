@@ -29,6 +29,7 @@ from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.vecchia_gp import VecchiaGP
 
 _FAR = math.log(1e5)
 
@@ -37,7 +38,7 @@ Vector = NDArray[np.float64]
 
 
 def fit(
-    gp: ExactGP,
+    gp: ExactGP | VecchiaGP,
     objective: Objective = log_marginal_likelihood,
     *,
     solver: Cholesky | None = None,
@@ -69,7 +70,7 @@ def fit(
 
 
 def fit_quietly(
-    gp: ExactGP,
+    gp: ExactGP | VecchiaGP,
     objective: Objective = log_marginal_likelihood,
     *,
     solver: Cholesky | None = None,
@@ -97,9 +98,9 @@ def fit_quietly(
         evaluations=sum(end.evaluations for end in ends),
         converged=best.converged,
         reason=best.reason,
-        jitter=gp.factor().jitter,
+        jitter=gp.jitter_needed(),
         seconds=time.perf_counter() - start,
-        solver=f"{solver} by {lapack.provider()}",
+        solver=f"{solver} by {lapack.provider()}" if isinstance(gp, ExactGP) else gp.solved_by,
         starts=tuple(end.value for end in ends),
     )
     return report
@@ -119,7 +120,12 @@ class End:
 
 
 def _climb_copy(
-    gp: ExactGP, objective: Objective, solver: Cholesky, x: Vector, max_iterations: int, name: lapack.Provider
+    gp: ExactGP | VecchiaGP,
+    objective: Objective,
+    solver: Cholesky,
+    x: Vector,
+    max_iterations: int,
+    name: lapack.Provider,
 ) -> End:
     """Climb on a copy, with the parent's LAPACK; what a worker runs."""
     with lapack.use_provider(name), at_most_threads(1):  # in any process, so that results don't depend on which
@@ -130,7 +136,8 @@ def _climb_copy(
 
 def climb(model: gpytorch.Module, objective: Objective, solver: Cholesky, *, max_iterations: int) -> End:
     """L-BFGS-B from a model's present parameters, in place; the log priors are added to the objective."""
-    plain = plain_evidence(model) if objective is log_marginal_likelihood and model.weights is None else None
+    exact = objective is log_marginal_likelihood and isinstance(model, ExactGP) and model.weights is None
+    plain = plain_evidence(model) if exact else None
     return Climber(model, objective, plain).climb(solver, max_iterations)
 
 

@@ -6,11 +6,19 @@ from torch import Tensor
 from torch.nn import Module
 
 from gpmoe.models.exact_gp import ExactGP
+<<<<<<< HEAD
 from gpmoe.models.kronecker_gp import KroneckerGP
 
 
 def log_marginal_likelihood(gp: ExactGP | KroneckerGP) -> Tensor:
     """log p(y | X, hyperparameters), the sum over data (and batch), exact unless a `KroneckerGP` reports otherwise.
+=======
+from gpmoe.models.vecchia_gp import VecchiaGP
+
+
+def log_marginal_likelihood(gp: ExactGP | VecchiaGP) -> Tensor:
+    """log p(y | X, hyperparameters), the sum over data (and batch), as the model has it: exact, or an approximation.
+>>>>>>> piece-local
 
     Args:
         gp: the model.

@@ -161,6 +161,10 @@ class ExactGP(GaussianModel):
                 self._factor = self._factorise(parameters)
         return self._factor
 
+    def jitter_needed(self) -> float:
+        """What the covariance needs on its diagonal to have a factor, at the present parameters; 0 as a rule."""
+        return self.factor().jitter
+
     def _parameters_now(self) -> Tensor:
         everything = [*self.parameters(), *self.buffers(), self.likelihood.noise]
         return torch.cat([tensor.detach().reshape(-1).to(self.X) for tensor in everything])
