@@ -20,14 +20,12 @@ from torch import Tensor
 
 from gpmoe.errors import DtypeError, MissingPackageError
 
-tl: Any
-jit: Any
 try:
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
     from triton import jit
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton import language as tl
+    from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    from triton.compiler import ASTSource  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     AVAILABLE, INTERPRETED = True, bool(triton.knobs.runtime.interpret)
 except ModuleNotFoundError:
@@ -97,12 +95,18 @@ class Launch:
     warps: int = 4
     stages: int = 3
 
-    def run(self) -> None:
-        """Start the kernel on the device of its tensors; it writes into one of them."""
-        first = next(value for value in self.arguments.values() if isinstance(value, Tensor))
-        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-        with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.constants, **options)
+    def run(self, output: str) -> Tensor:
+        """Start the kernel on the device of its tensors, and return the one that it writes into."""
+        written = self.arguments[output]
+        assert isinstance(written, Tensor)
+        with torch.cuda.device(written.device) if written.is_cuda else nullcontext():
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+        return written
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How the compiler is told to build the kernel."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
     def compile(self, capability: int) -> Resources:
         """Compile for an NVIDIA GPU that need not be there, as `run` would on it.
@@ -112,15 +116,16 @@ class Launch:
         """
         expect_triton_compiles()
         names = self.kernel.arg_names
-        whole = [name for name, value in self.arguments.items() if isinstance(value, Tensor) or value % 16 == 0]
+        ones = {name: 1 for name, value in self.arguments.items() if isinstance(value, int) and value == 1}
+        given = {name: value for name, value in self.arguments.items() if name not in ones}
+        whole = [name for name, value in given.items() if isinstance(value, Tensor) or value % 16 == 0]
         source = ASTSource(
             self.kernel,
-            {name: _type(self.arguments[name]) if name in self.arguments else "constexpr" for name in names},
-            constexprs=dict(self.constants),
+            {name: _type(given[name]) if name in given else "constexpr" for name in names},
+            constexprs={**self.constants, **ones},
             attrs={(names.index(name),): [["tt.divisibility", 16]] for name in whole},
         )
-        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
         cubin = compiled.asm["cubin"]
         registers, spilled = _usage(cubin)
         return Resources(registers, spilled, compiled.metadata.shared, cubin)

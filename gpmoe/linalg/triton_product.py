@@ -30,115 +30,8 @@ from torch.nn.functional import pad
 from gpmoe.errors import DifferentiationError
 from gpmoe.linalg.stationary import Packed
 from gpmoe.linalg.triton_compiler import Launch, expect_triton, jit, tl
+from gpmoe.linalg.triton_tiles import add_compensated, covariance, pairs, value, value_and_slopes
 from gpmoe.shapes import expect_floating, expect_shape
-
-
-@jit
-def _log1p(q):  # type: ignore[no-untyped-def]
-    """log(1 + q): what rounding took from 1 + q is divided out. Source: Goldberg (1991), theorem 4."""
-    u = 1.0 + q
-    taken = u - 1.0
-    return tl.where(taken == 0.0, q, tl.log(u) * (q / tl.where(taken == 0.0, 1.0, taken)))
-
-
-@jit
-def _value(r2, alpha, FAMILY: tl.constexpr):  # type: ignore[no-untyped-def]
-    """k(r2); families are numbered as in `fused`."""
-    if FAMILY == 0:
-        k = tl.exp(-0.5 * r2)
-    elif FAMILY == 1:
-        k = tl.exp(-tl.sqrt(r2))
-    elif FAMILY == 2:
-        s = tl.sqrt(3.0 * r2)
-        k = (1.0 + s) * tl.exp(-s)
-    elif FAMILY == 3:
-        s = tl.sqrt(5.0 * r2)
-        k = (1.0 + s + s * s * (1.0 / 3.0)) * tl.exp(-s)
-    else:
-        k = tl.exp(-alpha * _log1p(r2 / (2.0 * alpha)))
-    return k
-
-
-@jit
-def _value_and_slopes(r2, alpha, FAMILY: tl.constexpr):  # type: ignore[no-untyped-def]
-    """k, dk/dr2 and (rational quadratic; else zero) dk/dα; the slope of a Matérn-1/2 at r2 = 0 is taken for zero."""
-    alpha_slope = tl.zeros_like(r2)
-    if FAMILY == 0:
-        k = tl.exp(-0.5 * r2)
-        slope = -0.5 * k
-    elif FAMILY == 1:
-        r = tl.sqrt(r2)
-        k = tl.exp(-r)
-        slope = tl.where(r > 0.0, -0.5 * k / tl.where(r > 0.0, r, 1.0), 0.0)
-    elif FAMILY == 2:
-        s = tl.sqrt(3.0 * r2)
-        e = tl.exp(-s)
-        k = (1.0 + s) * e
-        slope = -1.5 * e
-    elif FAMILY == 3:
-        s = tl.sqrt(5.0 * r2)
-        e = tl.exp(-s)
-        k = (1.0 + s + s * s * (1.0 / 3.0)) * e
-        slope = (-5.0 / 6.0) * (1.0 + s) * e
-    else:
-        q = r2 / (2.0 * alpha)
-        log = _log1p(q)
-        k = tl.exp(-alpha * log)
-        slope = -0.5 * k / (1.0 + q)
-        alpha_slope = k * (q / (1.0 + q) - log)
-    return k, slope, alpha_slope
-
-
-@jit
-def _add_pairs(tile, A, B, i, j, n, m, d, DISTANCE: tl.constexpr):  # type: ignore[no-untyped-def]
-    a = tl.load(A + d * n + i)[:, None]
-    b = tl.load(B + d * m + j)[None, :]
-    if DISTANCE:
-        tile += (a - b) * (a - b)
-    else:
-        tile += a * b
-    return tile
-
-
-@jit
-def _pairs(A, B, i, j, n, m, FIRST: tl.constexpr, LAST: tl.constexpr, UNROLLED: tl.constexpr, DISTANCE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The tile of sum_d (A_di - B_dj)², or of sum_d A_di B_dj, for d from FIRST up to LAST.
-
-    Up to UNROLLED rows are written out, and the compiler keeps those of A in registers from tile to tile; more would
-    not fit there, and run in a loop, four at a time.
-    """
-    tile = tl.zeros((i.shape[0], j.shape[0]), A.dtype.element_ty)
-    looped: tl.constexpr = (LAST - FIRST) // 4 * 4 if LAST - FIRST > UNROLLED else 0
-    for d in range(FIRST, FIRST + looped, 4):
-        for e in tl.static_range(4):
-            tile = _add_pairs(tile, A, B, i, j, n, m, d + e, DISTANCE)
-    for d in tl.static_range(FIRST + looped, LAST):
-        tile = _add_pairs(tile, A, B, i, j, n, m, d, DISTANCE)
-    return tile
-
-
-@jit
-def _covariance(  # type: ignore[no-untyped-def]
-    Z1, Z2, shape, scale, i, j, n, m,
-    ROWS: tl.constexpr, FAMILY: tl.constexpr, LEAVES: tl.constexpr, UNROLLED: tl.constexpr,
-):  # fmt: skip
-    """The tile of K_ij."""
-    K = tl.zeros((i.shape[0], j.shape[0]), Z1.dtype.element_ty)
-    for t in tl.static_range(len(LEAVES) - 1):
-        term = tl.zeros_like(K) + tl.load(scale + t)
-        for l in tl.static_range(LEAVES[t], LEAVES[t + 1]):
-            r2 = _pairs(Z1, Z2, i, j, n, m, ROWS[l], ROWS[l + 1], UNROLLED, True)
-            term *= _value(r2, tl.load(shape + l), FAMILY[l])
-        K += term
-    return K
-
-
-@jit
-def _add(total, lost, part):  # type: ignore[no-untyped-def]
-    """Add to a sum and keep what rounding took from it. Source: Kahan (1965)."""
-    part = part - lost
-    larger = total + part
-    return larger, (larger - total) - part
 
 
 @jit
@@ -158,15 +51,16 @@ def _few_columns(  # type: ignore[no-untyped-def]
         part = (tl.zeros((BLOCK_N, BLOCK_M), Z1.dtype.element_ty),) * COLUMNS
         for j0 in range(start, tl.minimum(start + SPAN, last), BLOCK_M):
             j = j0 + tl.arange(0, BLOCK_M)
-            K = _covariance(Z1, Z2, shape, scale, i, j, n, m, ROWS, FAMILY, LEAVES, UNROLLED)
+            K = covariance(Z1, Z2, shape, scale, i, j, n, m, ROWS, FAMILY, LEAVES, UNROLLED)
             longer = ()
             for c in tl.static_range(COLUMNS):
-                longer = longer + (part[c] + K * tl.load(V + c * m + j)[None, :],)  # noqa: RUF005, no star in Triton
+                longer += (part[c] + K * tl.load(V + c * m + j)[None, :],)  # type: ignore[assignment]
             part = longer
         totals, losts = (), ()
         for c in tl.static_range(COLUMNS):
-            larger, taken = _add(total[c], lost[c], tl.sum(part[c], 1))
-            totals, losts = totals + (larger,), losts + (taken,)  # noqa: RUF005
+            larger, taken = add_compensated(total[c], lost[c], tl.sum(part[c], 1))
+            totals += (larger,)  # type: ignore[assignment]
+            losts += (taken,)  # type: ignore[assignment]
         total, lost = totals, losts
     for c in tl.static_range(COLUMNS):
         tl.store(out + (tl.program_id(1) * COLUMNS + c) * n + i, total[c])
@@ -190,10 +84,10 @@ def _many_columns(  # type: ignore[no-untyped-def]
         part = tl.zeros((BLOCK_N, COLUMNS), Z1.dtype.element_ty)
         for j0 in range(start, tl.minimum(start + SPAN, last), BLOCK_M):
             j = j0 + tl.arange(0, BLOCK_M)
-            K = _covariance(Z1, Z2, shape, scale, i, j, n, m, ROWS, FAMILY, LEAVES, UNROLLED)
+            K = covariance(Z1, Z2, shape, scale, i, j, n, m, ROWS, FAMILY, LEAVES, UNROLLED)
             v = tl.load(V + c[None, :] * m + j[:, None])
             part = tl.dot(K, v, part, input_precision=PRECISION)
-        total, lost = _add(total, lost, part)
+        total, lost = add_compensated(total, lost, part)
     tl.store(out + (tl.program_id(1) * COLUMNS + c)[None, :] * n + i[:, None], total)
 
 
@@ -230,13 +124,13 @@ def _gradient(  # type: ignore[no-untyped-def]
         a_part = tl.zeros((BLOCK_N, BLOCK_M), Z1.dtype.element_ty)
         for j0 in range(start, tl.minimum(start + SPAN, last), BLOCK_M):
             j = j0 + tl.arange(0, BLOCK_M)
-            weight = _pairs(left, right, i, j, n, m, 0, COLUMNS, 4, False)
-            for l in tl.static_range(LEAVES[TERM], LEAVES[TERM + 1]):
-                if l != LEAF:
-                    r2 = _pairs(Z1, Z2, i, j, n, m, ROWS[l], ROWS[l + 1], UNROLLED, True)
-                    weight *= _value(r2, tl.load(shape + l), FAMILY[l])
-            r2 = _pairs(Z1, Z2, i, j, n, m, ROWS[LEAF], ROWS[LEAF + 1], UNROLLED, True)
-            k, slope, alpha_slope = _value_and_slopes(r2, alpha, FAMILY[LEAF])
+            weight = pairs(left, right, i, j, n, m, 0, COLUMNS, UNROLLED // 2, False)
+            for leaf in tl.static_range(LEAVES[TERM], LEAVES[TERM + 1]):
+                if leaf != LEAF:
+                    r2 = pairs(Z1, Z2, i, j, n, m, ROWS[leaf], ROWS[leaf + 1], UNROLLED, True)
+                    weight *= value(r2, tl.load(shape + leaf), FAMILY[leaf])
+            r2 = pairs(Z1, Z2, i, j, n, m, ROWS[LEAF], ROWS[LEAF + 1], UNROLLED, True)
+            k, slope, alpha_slope = value_and_slopes(r2, alpha, FAMILY[LEAF])
             s_part += weight * k
             a_part += weight * alpha_slope
             weight *= slope
@@ -249,10 +143,10 @@ def _gradient(  # type: ignore[no-untyped-def]
             else:
                 z2 = tl.load(Z2 + (ROWS[LEAF] + d)[None, :] * m + j[:, None], mask=known[None, :], other=0.0)
                 gz_part = tl.dot(weight, z2, gz_part, input_precision="ieee")
-        gz, gz_lost = _add(gz, gz_lost, gz_part)
-        g, g_lost = _add(g, g_lost, tl.sum(g_part, 1))
-        s, s_lost = _add(s, s_lost, tl.sum(s_part, 1))
-        a, a_lost = _add(a, a_lost, tl.sum(a_part, 1))
+        gz, gz_lost = add_compensated(gz, gz_lost, gz_part)
+        g, g_lost = add_compensated(g, g_lost, tl.sum(g_part, 1))
+        s, s_lost = add_compensated(s, s_lost, tl.sum(s_part, 1))
+        a, a_lost = add_compensated(a, a_lost, tl.sum(a_part, 1))
     if FAMILY[LEAF] != 1:
         z1 = tl.load(Z1 + (ROWS[LEAF] + d)[None, :] * n + i[:, None], mask=known[None, :], other=0.0)
         gz = z1 * g[:, None] - gz
@@ -264,39 +158,45 @@ def _gradient(  # type: ignore[no-untyped-def]
 
 
 class Tile(NamedTuple):
-    """How a kernel is cut: rows and columns of a tile, columns between compensated additions."""
+    """How a kernel is cut.
+
+    Attributes:
+        rows, columns: of a tile.
+        span: columns between compensated additions.
+        unrolled: rows of a leaf's Z that are kept in registers, see `pairs`.
+    """
 
     rows: int
     columns: int
     span: int
+    unrolled: int
 
 
-# For up to so many rows of Z and so many right-hand sides, in this order; chosen by registers (no spills), by
+# For up to so many rows of Z and so many right-hand sides, in this order; chosen by registers (hardly a spill), by
 # instructions a pair and by loads a pair in the machine code for sm_90 (`benchmarks/gpu.py` prints and times them).
 # A fixed table rather than a measurement at run time: tiles decide the order of sums.
 _MOST = 1 << 30
 PRODUCT_TILES = {
     torch.float32: {
-        (8, 4): Tile(32, 32, 512),
-        (8, _MOST): Tile(32, 32, 128),
-        (_MOST, 4): Tile(16, 128, 2048),
-        (_MOST, _MOST): Tile(16, 128, 256),
+        (8, 4): Tile(32, 32, 512, 8),
+        (8, _MOST): Tile(32, 32, 128, 8),
+        (_MOST, 4): Tile(16, 128, 2048, 3),
+        (_MOST, _MOST): Tile(16, 128, 256, 3),
     },
-    torch.float64: {(_MOST, _MOST): Tile(16, 32, 512)},
+    torch.float64: {(8, _MOST): Tile(16, 32, 512, 8), (_MOST, _MOST): Tile(16, 32, 512, 3)},
 }
 GRADIENT_TILES = {
-    torch.float32: {(8, _MOST): Tile(32, 32, 256), (_MOST, _MOST): Tile(16, 128, 512)},
-    torch.float64: {(_MOST, _MOST): Tile(16, 32, 256)},
+    torch.float32: {(8, _MOST): Tile(32, 32, 256, 8), (_MOST, _MOST): Tile(16, 128, 512, 3)},
+    torch.float64: {(_MOST, _MOST): Tile(16, 32, 256, 3)},
 }
 _PADDED = 128  # points are padded to a multiple of this, itself a multiple of every tile's sides
 _PROGRAMS = 2048  # below so many blocks of rows, columns are shared out among programs too
 _TOGETHER = 64  # right-hand sides of one pass
 _FEW = 4  # right-hand sides that a thread sums itself
-_UNROLLED = 8  # rows of Z that fit in registers
 
 
 def _tile(table: dict[torch.dtype, dict[tuple[int, int], Tile]], dtype: torch.dtype, D: int, columns: int) -> Tile:
-    return next(tile for (rows, most), tile in table[dtype].items() if D <= rows and columns <= most)
+    return next(tile for (rows, most), tile in table[dtype].items() if rows >= D and columns <= most)
 
 
 def _padded(rows: Tensor, lines: int = 0) -> Tensor:
@@ -307,10 +207,9 @@ def _padded(rows: Tensor, lines: int = 0) -> Tensor:
 def _constants(packed: Packed, tile: Tile) -> dict[str, Any]:
     """What is compiled into a kernel."""
     names = {"ROWS": packed.rows, "FAMILY": packed.family, "LEAVES": packed.leaves}
-    few = packed.Z1.shape[0] <= _UNROLLED
     return {
         **{name: tuple(int(value) for value in values) for name, values in names.items()},
-        "UNROLLED": _UNROLLED if few else 3,
+        "UNROLLED": tile.unrolled,
         "BLOCK_N": tile.rows,
         "BLOCK_M": tile.columns,
         "SPAN": tile.span,
@@ -320,8 +219,8 @@ def _constants(packed: Packed, tile: Tile) -> dict[str, Any]:
 def _shares(n: int, m: int, tile: Tile) -> tuple[int, int, int]:
     """Blocks of rows, programs that share the columns of one, and columns for each; by the sizes alone."""
     blocks, tiles = n // tile.rows, m // tile.columns
-    programs = max(1, min(-(-_PROGRAMS // blocks), tiles // 4))
-    each = -(-tiles // programs)
+    programs = max(1, min(-(-_PROGRAMS // max(1, blocks)), tiles // 4))
+    each = max(1, -(-tiles // programs))
     return blocks, -(-tiles // each), each * tile.columns
 
 
@@ -345,9 +244,7 @@ def product_launch(packed: Packed, V: Tensor, *, tf32: bool = False) -> Launch:
     constants = _constants(packed, tile) | {"COLUMNS": c}
     if c <= _FEW:
         return Launch(_few_columns, (blocks, shares), arguments, constants)
-    return Launch(
-        _many_columns, (blocks, shares), arguments, constants | {"PRECISION": "tf32" if tf32 else "ieee"}
-    )
+    return Launch(_many_columns, (blocks, shares), arguments, constants | {"PRECISION": "tf32" if tf32 else "ieee"})
 
 
 def gradient_launch(packed: Packed, left: Tensor, right: Tensor, term: int, leaf: int) -> Launch:
@@ -379,19 +276,12 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _run(launch: Launch) -> Tensor:
-    launch.run()
-    out = launch.arguments["out"]
-    assert isinstance(out, Tensor)
-    return out[0] if len(out) == 1 else out.sum(0)
-
-
 def _product(packed: Packed, V: Tensor, n: int, tf32: bool) -> Tensor:
     """K V for padded inputs; V ``(m, c)``, the product ``(n, c)``."""
     groups = V.mT.split(_TOGETHER)
-    lines = [len(group) if len(group) <= _FEW else max(8, _power_of_two(len(group))) for group in groups]
+    lines = [max(1, len(group)) if len(group) <= _FEW else max(8, _power_of_two(len(group))) for group in groups]
     parts = [
-        _run(product_launch(packed, _padded(group, line), tf32=tf32))[: len(group), :n]
+        product_launch(packed, _padded(group, line), tf32=tf32).run("out").sum(0)[: len(group), :n]
         for group, line in zip(groups, lines, strict=True)
     ]
     return torch.cat(parts).mT
@@ -401,11 +291,10 @@ def _row_gradients(packed: Packed, left: Tensor, right: Tensor) -> tuple[Tensor,
     """Gradient of sum_c left_c' K right_c for Z1, shape and scale; `left` ``(n, c)``, `right` ``(m, c)``."""
     lines = _power_of_two(left.shape[-1])
     left, right = _padded(left.mT, lines), _padded(right.mT, lines)
-    dZ, dshape = [], []
-    dscale = []
+    dZ, dshape, dscale = [], [], []
     for term, (start, end) in enumerate(zip(packed.leaves[:-1], packed.leaves[1:], strict=True)):
         for leaf in range(int(start), int(end)):
-            out = _run(gradient_launch(packed, left, right, term, leaf))
+            out = gradient_launch(packed, left, right, term, leaf).run("out").sum(0)
             dZ.append(out[:-2])
             dshape.append(out[-1].sum())
         dscale.append(out[-2].sum())
