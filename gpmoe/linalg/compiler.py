@@ -6,7 +6,7 @@ from typing import Any
 try:
     from llvmlite import ir
     from numba import njit, types
-    from numba.core.extending import intrinsic
+    from numba.core.extending import intrinsic, overload
 except ModuleNotFoundError:
     ir = types = None  # type: ignore[assignment]
 
@@ -18,7 +18,11 @@ except ModuleNotFoundError:
         """Leave a function as it is."""
         return function
 
+    def overload(function: Any, **options: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
+        """Leave a function as it is."""
+        return lambda implementation: implementation
+
 
 AVAILABLE = types is not None
 
-__all__ = ["AVAILABLE", "intrinsic", "ir", "njit", "types"]
+__all__ = ["AVAILABLE", "intrinsic", "ir", "njit", "overload", "types"]

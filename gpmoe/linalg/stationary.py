@@ -1,12 +1,13 @@
-"""Which GPyTorch kernels the fused pass can compute, and how they are packed for it.
+"""Which GPyTorch kernels the fused passes can compute, and how they are packed for them.
 
-`stationary_terms` writes a kernel as a sum of scaled products of functions of squared distance. Known are RBF,
-Matérn, rational quadratic and periodic kernels with ARD and active dimensions, under any nesting of ScaleKernel,
-sums and products, and every `StationaryKernel`. Subclasses are not taken for
-their parents, since they may change `forward`.
+`product_terms` writes a kernel as a sum of scaled products of functions of squared distance. Known are RBF, Matérn,
+rational quadratic, periodic and spectral mixture kernels with ARD and active dimensions, under any nesting of
+ScaleKernel, sums and products, and every `StationaryKernel`. Subclasses are not taken for their parents, since they
+may change `forward`. `stationary_terms` gives those that the pass of `fused` knows.
 
-The periodic kernel needs no family of its own: with u(x) = (cos, sin)(2πx/p), |u(x) - u(x')|² = 4 sin²(π(x - x')/p),
-so exp(-2 sin²(π(x - x')/p)/λ) is the RBF kernel of u/√λ.
+Angles go onto a circle: with u(x) = (cos, sin)(2πx/p), |u(x) - u(x')|² = 4 sin²(π(x - x')/p), so the periodic kernel
+exp(-2 sin²(π(x - x')/p)/λ) is the RBF kernel of u/√λ, and the cosine of a spectral mixture is 1 - |u(x) - u(x')|²/2,
+the family `COSINE`. Turns are counted, and whole ones taken off, in float64 whatever the inputs are.
 """
 
 import math
@@ -25,6 +26,7 @@ from gpytorch.kernels import (
     RBFKernel,
     RQKernel,
     ScaleKernel,
+    SpectralMixtureKernel,
 )
 from torch import Tensor
 
@@ -32,6 +34,8 @@ from gpmoe.linalg import fused
 from gpmoe.linalg.compiler import AVAILABLE
 
 MATERN_FAMILY = {0.5: fused.MATERN12, 1.5: fused.MATERN32, 2.5: fused.MATERN52}
+COSINE = 5  # k = 1 - r2/2: of points on the unit circle, the cosine of their angle; unknown to `fused`
+_MOST_TERMS = 64  # of a spectral mixture that is multiplied out
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class StationaryKernel(Kernel):
 
 
 def stationary_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> list[Term] | None:
-    """Write a kernel as a sum of scaled products of leaves.
+    """Write a kernel as a sum of scaled products of leaves that the pass of `fused` computes.
 
     Args:
         kernel: any GPyTorch kernel.
@@ -75,6 +79,22 @@ def stationary_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> li
     inputs = [X1] if X2 is None else [X1, X2]
     if not AVAILABLE or any(X.dim() != 2 or X.dtype != torch.float64 or X.device.type != "cpu" for X in inputs):
         return None
+    terms = product_terms(kernel, X1, X2)
+    return None if terms is None or any(leaf.family == COSINE for term in terms for leaf in term.leaves) else terms
+
+
+def product_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> list[Term] | None:
+    """Write a kernel as a sum of scaled products of leaves, on any device and in any dtype.
+
+    Args:
+        kernel: any GPyTorch kernel.
+        X1: ``(n, d)``.
+        X2: ``(m, d)``, or None for the covariance of X1 with itself.
+
+    Returns:
+        Terms whose tensors carry gradients to the kernel's parameters and inputs; None for a kernel that can't be
+        written so, and for one with batch dimensions.
+    """
     return _selected_terms(kernel, X1, X2)
 
 
@@ -102,8 +122,33 @@ def _terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
         if kind is AdditiveKernel:
             return [term for part in known for term in part]
         return [_product(terms) for terms in product(*known)]
+    if kind is SpectralMixtureKernel:
+        return None if kernel.raw_mixture_weights.dim() > 1 else _spectral_terms(kernel, X1, X2)
     leaf = _leaf(kernel, X1, X2)
     return None if leaf is None else [Term(None, (leaf,))]
+
+
+def _spectral_terms(kernel: SpectralMixtureKernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
+    """The product over inputs of sums over components of a Gaussian times a cosine, multiplied out; None if long.
+
+    GPyTorch takes the product over inputs of one-dimensional mixtures; Wilson and Adams (2013), eq. 12, for one input.
+    """
+    frequencies, spreads = kernel.mixture_means.squeeze(-2), kernel.mixture_scales.squeeze(-2)  # (q, d) each
+    components, d = spreads.shape
+    if components**d > _MOST_TERMS:
+        return None
+    x1, x2 = _centred(X1, X2)
+    terms = []
+    for chosen in product(range(components), repeat=d):
+        spread = torch.stack([spreads[q, i] for i, q in enumerate(chosen)])
+        frequency = torch.stack([frequencies[q, i] for i, q in enumerate(chosen)])
+        Z = [None if x is None else (x * (2 * math.pi * spread)).to(X1) for x in (x1, x2)]
+        U = [None if x is None else _on_circle(x * frequency).to(X1) for x in (x1, x2)]
+        assert Z[0] is not None
+        assert U[0] is not None
+        circles = [Leaf(COSINE, U[0][:, i], None if U[1] is None else U[1][:, i]) for i in range(d)]
+        terms.append(Term(kernel.mixture_weights[list(chosen)].prod(), (Leaf(fused.RBF, *Z), *circles)))
+    return terms
 
 
 def _scaled(term: Term, scale: Tensor) -> Term:
@@ -127,13 +172,16 @@ def _leaf(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> Leaf | None:
     kind = type(kernel)
     if kind not in (RBFKernel, MaternKernel, RQKernel, PeriodicKernel) or kernel.raw_lengthscale.dim() > 2:  # batch
         return None
+    x1, x2 = _centred(X1, X2)
     if kind is PeriodicKernel:
-        Z1, Z2 = (None if X is None else _on_circle(kernel, X) for X in (X1, X2))
+        radius = kernel.lengthscale.rsqrt().unsqueeze(-1)
+        Z1, Z2 = (
+            None if x is None else (_on_circle(x / kernel.period_length) * radius).flatten(-2).to(X1) for x in (x1, x2)
+        )
         assert Z1 is not None
         return Leaf(fused.RBF, Z1, Z2)
-    center = X1.detach().mean(0)  # keeps the gradient for the lengthscale free of cancellation
-    Z1 = (X1 - center) / kernel.lengthscale
-    Z2 = None if X2 is None else (X2 - center) / kernel.lengthscale
+    Z1 = (x1 / kernel.lengthscale).to(X1)
+    Z2 = None if x2 is None else (x2 / kernel.lengthscale).to(X1)
     if kind is MaternKernel:
         return Leaf(MATERN_FAMILY[kernel.nu], Z1, Z2) if kernel.nu in MATERN_FAMILY else None
     if kind is RQKernel:
@@ -141,10 +189,17 @@ def _leaf(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> Leaf | None:
     return Leaf(fused.RBF, Z1, Z2)
 
 
-def _on_circle(kernel: PeriodicKernel, X: Tensor) -> Tensor:
-    angle = X * (2 * math.pi / kernel.period_length)
-    radius = kernel.lengthscale.rsqrt()
-    return torch.cat([angle.cos() * radius, angle.sin() * radius], -1)
+def _centred(X1: Tensor, X2: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Inputs in float64 less the mean of the first, which keeps lengthscales' gradients free of cancellation."""
+    x1 = X1.double()
+    center = x1.detach().mean(0)
+    return x1 - center, None if X2 is None else X2.double() - center
+
+
+def _on_circle(turns: Tensor) -> Tensor:
+    """(cos, sin) of an angle counted in turns, ``(*, 2)``."""
+    angle = (turns - turns.detach().round()) * (2 * math.pi)
+    return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 @dataclass(frozen=True)
