@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -20,25 +21,27 @@ from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from torch.nn import Parameter
 
-from gpmoe.errors import NotPositiveDefiniteError
+from gpmoe.errors import InputError, NotPositiveDefiniteError
+from gpmoe.inference.iterative_fit import fit_iteratively
 from gpmoe.inference.lbfgs import LBFGS
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, prior_of
 from gpmoe.inference.plain_evidence import PlainEvidence, plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
-from gpmoe.inference.solver import Cholesky
+from gpmoe.inference.solver import Cholesky, Solver
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.iterative_gp import IterativeGP
 
 Objective = Callable[[Any], Tensor]
 Vector = NDArray[np.float64]
 
 
 def fit(
-    gp: ExactGP,
+    gp: ExactGP | IterativeGP,
     objective: Objective = log_marginal_likelihood,
     *,
-    solver: Cholesky | None = None,
+    solver: Solver | None = None,
     n_restarts: int = 0,
     seed: int | None = None,
     max_iterations: int = 1000,
@@ -48,7 +51,8 @@ def fit(
     Args:
         gp: the model; its present parameters are the first start.
         objective: a function of the model to a scalar, `log_marginal_likelihood` by default.
-        solver: `Cholesky()` if None.
+        solver: `Cholesky()` if None, or that of an `IterativeGP`. With an iterative one, hyperparameters are fitted
+            as its `schedule` says, for the marginal likelihood only; restarts are of the fit to a subset of the rows.
         n_restarts: further starts, drawn around the first one (a factor of e on scale parameters is one standard
             deviation). They run through joblib: ``with joblib.parallel_config(n_jobs=2): fit(...)``.
         seed: for the further starts.
@@ -67,18 +71,28 @@ def fit(
 
 
 def fit_quietly(
-    gp: ExactGP,
+    gp: ExactGP | IterativeGP,
     objective: Objective = log_marginal_likelihood,
     *,
-    solver: Cholesky | None = None,
+    solver: Solver | None = None,
     n_restarts: int = 0,
     seed: int | None = None,
     max_iterations: int = 1000,
 ) -> FitReport:
     """`fit` without its warnings, for fits that are part of another one."""
     start = time.perf_counter()
-    solver = Cholesky() if solver is None else solver
+    if solver is None:
+        solver = gp.solver if isinstance(gp, IterativeGP) else Cholesky()
     coordinates = Coordinates(gp)
+    if not isinstance(solver, Cholesky):
+        if objective is not log_marginal_likelihood:
+            raise InputError(
+                f"an iterative solver maximises `log_marginal_likelihood` only; got {objective}. Use Cholesky()."
+            )
+        exactly = partial(fit_quietly, n_restarts=n_restarts, seed=seed, max_iterations=max_iterations)
+        return fit_iteratively(gp, solver, coordinates, exactly)
+    if isinstance(gp, IterativeGP):
+        raise InputError(f"an IterativeGP can't be fitted by {solver}. Make an ExactGP, or pass no solver.")
     first = coordinates.read()
     rng = np.random.default_rng(seed)
     starts = [first, *(first + rng.standard_normal(first.shape) for _ in range(n_restarts))]

@@ -9,6 +9,7 @@ The dtype of the right-hand sides decides the precision of a product: a float64 
 float32, which is what mixed-precision refinement needs.
 """
 
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from gpmoe.errors import ShapeError
 from gpmoe.linalg import lapack
-from gpmoe.linalg.stationary import dense_covariance, fill_covariance, row_blocks
+from gpmoe.linalg.stationary import fill_covariance
 from gpmoe.shapes import expect_floating, expect_shape
 
 
@@ -127,54 +128,37 @@ class KernelOperator:
                 self._kept = covariance_in_single(self.kernel, self.X)
             return product(self._kept, V)
         if V.dtype == self.X.dtype:
-            return covariance_times(self.kernel, self.X, V)
+            return covariance_times(self.kernel, self.X, self.X, V)
         if self._single is None:
             self._single = deepcopy(self.kernel).to(V.dtype)
-        return covariance_times(self._single, self.X.to(V.dtype), V)
+        X = self.X.to(V.dtype)
+        return covariance_times(self._single, X, X, V)
 
 
-def covariance_times(kernel: Kernel, X: Tensor, V: Tensor) -> Tensor:
-    """K(X, X) V, ``(n, c)``, without gradients, in blocks of rows."""
-    n = len(X)
-    out = torch.empty_like(V)
-    block = X.new_empty(min(n, max(32, 2**21 // max(n, 1))), n)
-    for start in range(0, n, max(len(block), 1)):
-        rows = slice(start, min(start + len(block), n))
-        part = block[: rows.stop - start]
-        fill_covariance(kernel, X[rows], X, part)
-        out[rows] = product(part, V)
+def covariance_times(kernel: Kernel, X1: Tensor, X2: Tensor, V: Tensor) -> Tensor:
+    """K(X1, X2) V without gradients, ``(m, c)`` for X1 ``(m, d)``, X2 ``(n, d)`` and V ``(n, c)``."""
+    out = V.new_empty(len(X1), V.shape[1])
+    for rows, block in _blocks_of_rows(kernel, X1, X2):
+        out[rows] = product(block, V)
     return out
 
 
 def covariance_in_single(kernel: Kernel, X: Tensor) -> Tensor:
     """K(X, X) in float32, computed in the dtype of X, ``(n, n)``."""
-    n = len(X)
-    K = torch.empty(n, n, dtype=torch.float32, device=X.device)
-    block = X.new_empty(min(n, max(32, 2**21 // max(n, 1))), n)
-    for start in range(0, n, max(len(block), 1)):
-        stop = min(start + len(block), n)
-        part = block[: stop - start]
-        fill_covariance(kernel, X[start:stop], X, part)
-        K[start:stop] = part
+    K = torch.empty(len(X), len(X), dtype=torch.float32, device=X.device)
+    for rows, block in _blocks_of_rows(kernel, X, X):
+        K[rows] = block
     return K
 
 
-def quadratic_forms(kernel: Kernel, X: Tensor, V: Tensor, weights: Tensor) -> Tensor:
-    """sum_c weights_c v_c' K(X, X) v_c, a scalar, differentiable in the kernel's parameters and X.
-
-    Args:
-        kernel: any GPyTorch kernel without batch dimensions.
-        X: ``(n, d)``.
-        V: the v_c, ``(n, c)``; constant.
-        weights: ``(c,)``; constant.
-    """
-    total = X.new_zeros(())
-    weighted = V * weights
-    for rows, columns, on_diagonal in row_blocks(len(X), len(X), symmetric=True, cuda=X.is_cuda):
-        left = X[rows]
-        K = dense_covariance(kernel, left, left if on_diagonal else X[columns])
-        total = total + (1 if on_diagonal else 2) * (K * (weighted[rows] @ V[columns].mT)).sum()
-    return total
+def _blocks_of_rows(kernel: Kernel, X1: Tensor, X2: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of K(X1, X2), each in the memory of the one before."""
+    size = max(32, 2**21 // max(len(X2), 1))
+    memory = X1.new_empty(min(size, len(X1)), len(X2))
+    for start in range(0, len(X1), size):
+        x = X1[start : start + size]
+        fill_covariance(kernel, x, X2, memory[: len(x)])
+        yield slice(start, start + len(x)), memory[: len(x)]
 
 
 def product(A: Tensor, V: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""What an iterative solve gives back, and what solvers and their systems look like from outside."""
+"""What an iterative solve gives back: the solution and how far it is from it."""
 
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,32 +44,6 @@ class Solution:
                 f"{self.residual:.1e}. Remedies: more iterations; a larger preconditioner; a larger noise variance."
             )
             warnings.warn(text, NotConvergedWarning, stacklevel=stacklevel + 1)
-
-
-class LinearSystem(Protocol):
-    """One operator made ready to be solved with many right-hand sides: preconditioned, or its blocks factorised."""
-
-    @property
-    def description(self) -> str:
-        """What was prepared, for a report: a rank, a number of blocks."""
-
-    def solve(
-        self, B: Tensor, *, start: Tensor | None = None, tolerance: float | Tensor | None = None
-    ) -> Solution:
-        """Solve C X = B ``(n, c)`` from `start`, to the solver's tolerance or another, one or ``(c,)``."""
-
-    def inverse_bound(self, R: Tensor) -> Tensor:
-        """An upper bound on r'C⁻¹r for each column of R ``(n, c)``, ``(c,)``."""
-
-
-class LinearSolver(Protocol):
-    """A way to solve linear systems, as an object that is passed in."""
-
-    def prepare(self, operator: CovarianceOperator) -> LinearSystem:
-        """Do once what all solves with an operator share."""
-
-    def operator_memory(self) -> float:
-        """Bytes that an operator may take to keep its covariance."""
 
 
 def expect_right_hand_sides(B: Tensor, operator: CovarianceOperator) -> None:

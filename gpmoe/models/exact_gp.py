@@ -157,7 +157,7 @@ class ExactGP(GaussianModel):
         """The Cholesky factor and weights at the present parameters, computed once for them."""
         parameters = self._parameters_now()
         if self._factor is None or not torch.equal(self._factor.parameters, parameters):
-            with torch.no_grad(), _evaluating(self):
+            with torch.no_grad(), evaluating(self):
                 self._factor = self._factorise(parameters)
         return self._factor
 
@@ -186,7 +186,7 @@ class ExactGP(GaussianModel):
         """See `GaussianModel.latent`."""
         expect_inputs(X, self.X)
         factor = self.factor()
-        with _evaluating(self):
+        with evaluating(self):
             K_new = dense_covariance(self.covar_module, X, self.X)
             V = torch.linalg.solve_triangular(factor.L, K_new.mT, upper=False)
             mean = self.mean_module(X) + (K_new @ factor.alpha.unsqueeze(-1)).squeeze(-1)
@@ -209,7 +209,7 @@ class ExactGP(GaussianModel):
         n, m = self.X.shape[0], X.shape[0]
         rows = max(32, min(m, _BLOCK // n))
         block = X.new_empty(rows, n)
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), evaluating(self):
             mean = self.mean_module(X).clone()
             variance = self.covar_module(X, diag=True).clone()
             prior = variance.clone()
@@ -279,7 +279,7 @@ def _likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGauss
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode for a block (dropout off), then back."""
     before = [(part, part.training) for part in module.modules()]
     for part, _ in before:
