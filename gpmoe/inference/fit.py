@@ -27,7 +27,7 @@ from gpmoe.inference.lbfgs import LBFGS
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, prior_of
 from gpmoe.inference.plain_evidence import PlainEvidence, plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
-from gpmoe.inference.solver import Cholesky, Solver
+from gpmoe.inference.solver import Cholesky, IterativeSolver, Solver
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
@@ -81,18 +81,16 @@ def fit_quietly(
 ) -> FitReport:
     """`fit` without its warnings, for fits that are part of another one."""
     start = time.perf_counter()
-    if solver is None:
-        solver = gp.solver if isinstance(gp, IterativeGP) else Cholesky()
+    chosen: object = solver or (gp.solver if isinstance(gp, IterativeGP) else Cholesky())
     coordinates = Coordinates(gp)
-    if not isinstance(solver, Cholesky):
+    if isinstance(chosen, IterativeSolver):
         if objective is not log_marginal_likelihood:
-            raise InputError(
-                f"an iterative solver maximises `log_marginal_likelihood` only; got {objective}. Use Cholesky()."
-            )
+            raise InputError(f"{chosen} maximises `log_marginal_likelihood` only; got {objective}. Use Cholesky().")
         exactly = partial(fit_quietly, n_restarts=n_restarts, seed=seed, max_iterations=max_iterations)
-        return fit_iteratively(gp, solver, coordinates, exactly)
-    if isinstance(gp, IterativeGP):
-        raise InputError(f"an IterativeGP can't be fitted by {solver}. Make an ExactGP, or pass no solver.")
+        return fit_iteratively(gp, chosen, coordinates, exactly)
+    if isinstance(gp, IterativeGP) or not isinstance(chosen, Cholesky):
+        raise InputError(f"{type(gp).__name__} can't be fitted by {chosen}; pass no solver, or make another model.")
+    solver = chosen
     first = coordinates.read()
     rng = np.random.default_rng(seed)
     starts = [first, *(first + rng.standard_normal(first.shape) for _ in range(n_restarts))]

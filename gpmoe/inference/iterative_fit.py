@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 
 from gpmoe.inference.marginal_likelihood import log_prior
 from gpmoe.inference.report import FitReport
@@ -53,18 +53,20 @@ def fit_iteratively(
         steps = schedule.steps
         done += f", {steps} pathwise steps on all rows with {schedule.probes} probes to residuals of {residual:.1e}"
     solved = model.solved()
+    last = solved.solution
     estimate = model.estimate_log_marginal_likelihood()
-    value = estimate.value + float(log_prior(model))
+    with torch.no_grad():
+        value = estimate.value + float(log_prior(model))
     return FitReport(
         objective_trace=(value,),
         iterations=subset.iterations + steps,
         evaluations=subset.evaluations + steps,
-        converged=subset.converged and solved.solution.converged,
-        reason=subset.reason if solved.solution.converged else "the last solve did not converge",
+        converged=subset.converged and last.converged,
+        reason=subset.reason if last.converged else "the last solve did not converge",
         jitter=0.0,
         seconds=time.perf_counter() - began,
-        solver=f"{solver}: {done}; last solve with {solved.system.description}, {solved.solution.iterations} iterations "
-        f"to a true residual of {solved.solution.residual:.1e}; objective ± {estimate.standard_error:.2g}",
+        solver=f"{solver}: {done}; last solve with {solved.system.description}, {last.iterations} iterations to a true "
+        f"residual of {last.residual:.1e}; objective ± {estimate.standard_error:.2g}",
         starts=(value,),
     )
 
@@ -78,10 +80,9 @@ def _subset(gp: ExactGP | IterativeGP, schedule: Schedule) -> ExactGP:
         index = torch.randperm(n, generator=generator)[: schedule.subset_rows].sort().values
     weights = None if gp.weights is None else gp.weights[index]
     parts = {"kernel": gp.covar_module, "mean": gp.mean_module}
-    likelihood = gp.exact.likelihood if isinstance(gp, IterativeGP) else gp.likelihood
-    noise: GaussianLikelihood | torch.Tensor = likelihood
-    if isinstance(likelihood, FixedNoiseGaussianLikelihood):
-        noise = likelihood.noise[index]
+    noise = gp.likelihood
+    if isinstance(noise, FixedNoiseGaussianLikelihood):
+        noise = noise.noise[index]
     return ExactGP(gp.X[index], gp.y[index], noise=noise, weights=weights, **parts)
 
 
@@ -95,9 +96,7 @@ def _climb(gp: IterativeGP, solver: IterativeSolver, coordinates: "Coordinates")
     """Adam by the pathwise gradient; the residual of the last solve."""
     schedule = solver.schedule
     generator = torch.Generator(gp.X.device).manual_seed(schedule.seed)
-    likelihood = PathwiseLikelihood(
-        gp.covar_module, gp.X, solver=solver, probes=schedule.probes, generator=generator
-    )
+    likelihood = PathwiseLikelihood(gp.covar_module, gp.X, solver=solver, probes=schedule.probes, generator=generator)
     x = coordinates.read()
     mean, square = np.zeros_like(x), np.zeros_like(x)
     with torch.enable_grad():

@@ -66,6 +66,7 @@ class ConjugateGradients:
         max_iterations: of every solve.
         mixed_precision: take products in float32, inside refinement in float64.
         memory: bytes that the covariance may take, in float32, to be kept; above that it is computed in each product.
+            An adapted preconditioner takes at most as much.
         seed: for the pivots.
         schedule: of fits.
 
@@ -89,7 +90,8 @@ class ConjugateGradients:
         wanted = self.tolerance if tolerance is None else tolerance
         generator = torch.Generator(operator.noise.device).manual_seed(self.seed)
         if self.preconditioner_rank is None:
-            P = adapted_preconditioner(operator, tolerance=wanted, columns=columns, generator=generator)
+            most = int(min(4000, self.memory / (20 * len(operator.noise) + 1)))  # its factor twice, and in float32
+            P = adapted_preconditioner(operator, tolerance=wanted, columns=columns, most=most, generator=generator)
         else:
             low_rank = randomly_pivoted_cholesky(operator, self.preconditioner_rank, generator=generator)
             P = precondition(operator, low_rank)
@@ -118,9 +120,7 @@ class AlternatingProjections:
     memory: float = 2e9
     schedule: Schedule = Schedule()
 
-    def prepare(
-        self, operator: CovarianceOperator, *, columns: int = 1, tolerance: float | None = None
-    ) -> BlockSystem:
+    def prepare(self, operator: CovarianceOperator, *, columns: int = 1, tolerance: float | None = None) -> BlockSystem:
         """See `linalg.systems.LinearSolver`."""
         wanted = self.tolerance if tolerance is None else tolerance
         return BlockSystem(operator, factorise_blocks(operator, self.block_size), wanted, self.max_passes)

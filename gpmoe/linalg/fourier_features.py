@@ -17,6 +17,7 @@ Source: Rahimi and Recht (2007); Wilson et al. (2020), "Efficiently sampling fun
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel
@@ -63,9 +64,7 @@ class PriorPaths:
             rows = max(1, _BLOCK // features)
             for start in range(0, len(X), rows):
                 terms = _known_terms(self.kernel, self.anchor, X[start : start + rows])
-                for term, normal, uniform, weights in zip(
-                    terms, self.normal, self.uniform, self.weights, strict=True
-                ):
+                for term, normal, uniform, weights in zip(terms, self.normal, self.uniform, self.weights, strict=True):
                     out[start : start + rows] += _term_values(term, normal, uniform, weights)
         return out
 
@@ -86,7 +85,7 @@ def draw_prior_paths(
         UnsupportedKernelError: for any other kernel.
     """
     anchor = X[:1].detach()
-    like = {"dtype": X.dtype, "device": X.device, "generator": generator}
+    like: dict[str, Any] = {"dtype": X.dtype, "device": X.device, "generator": generator}
     terms = _known_terms(kernel, anchor, anchor)
     return PriorPaths(
         kernel=kernel,

@@ -14,6 +14,7 @@ Since F'F ⪯ K, P ⪯ C and v'C⁻¹v ≤ v'P⁻¹v: what a preconditioned solv
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class Preconditioner:
 
     def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Columns drawn from N(0, P), ``(n, count)``."""
-        like = {"dtype": self.T.dtype, "device": self.T.device}
+        like: dict[str, Any] = {"dtype": self.T.dtype, "device": self.T.device}
         g = torch.randn(len(self.noise), count, generator=generator, **like)
         h = torch.randn(self.rank, count, generator=generator, **like)
         return self.noise.sqrt()[:, None] * (g + self.T.mT @ (self.L.mT @ h))
@@ -100,8 +101,8 @@ def adapted_preconditioner(
     *,
     tolerance: float,
     columns: int,
+    most: int,
     generator: torch.Generator | None = None,
-    most: int = 4000,
 ) -> Preconditioner:
     """A randomly pivoted Cholesky preconditioner, of the rank at which the whole solve should take the least time.
 
@@ -109,8 +110,8 @@ def adapted_preconditioner(
         operator: what will be solved with.
         tolerance: relative residual that will be asked for.
         columns: right-hand sides that will be solved for.
-        generator: for the pivots.
         most: the largest rank.
+        generator: for the pivots.
     """
     model = TimeModel(len(operator.noise), float(operator.noise.mean()), tolerance, columns)
     most = min(most, len(operator.noise) // 2)

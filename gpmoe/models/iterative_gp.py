@@ -11,10 +11,13 @@ and bounded by what the preconditioner says of it. Solves go on until that bound
 standard deviation is right to half a percent, and errs on the large side.
 """
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood
 from gpytorch.means import Mean
 from torch import Tensor
 
@@ -120,7 +123,7 @@ class IterativeGP(GaussianModel):
         return self.exact.mean_module
 
     @property
-    def likelihood(self) -> object:  # type: ignore[override]
+    def likelihood(self) -> GaussianLikelihood | FixedNoiseGaussianLikelihood:
         """The GPyTorch likelihood."""
         return self.exact.likelihood
 
@@ -157,11 +160,7 @@ class IterativeGP(GaussianModel):
         self._solved = None
 
     def solved(self) -> Solved:
-        """The solution for the targets at the present parameters, computed once for them.
-
-        Warns:
-            NotConvergedWarning: with the residual reached, if the solver did not converge.
-        """
+        """The solution for the targets at the present parameters, computed once for them; see whether it converged."""
         everything = [*self.parameters(), *self.buffers(), self.exact.likelihood.noise]
         parameters = torch.cat([tensor.detach().reshape(-1).to(self.X) for tensor in everything])
         if self._solved is None or not torch.equal(self._solved.parameters, parameters):
@@ -170,7 +169,6 @@ class IterativeGP(GaussianModel):
                 operator = KernelOperator(self.covar_module, self.X, self.noise(), memory=self.solver.memory)
                 system = self.solver.prepare(operator, columns=_COLUMNS)
                 solution = system.solve(self._residual()[:, None])
-            solution.warn_unless_converged("posterior mean", stacklevel=3)
             self._solved = Solved(system, solution, parameters)
         return self._solved
 
@@ -185,6 +183,7 @@ class IterativeGP(GaussianModel):
         """
         expect_inputs(X, self.X)
         solved = self.solved()
+        solved.solution.warn_unless_converged("posterior mean", stacklevel=3)
         alpha = solved.solution.X[:, 0]
         with evaluating(self):
             K_new = dense_covariance(self.covar_module, X, self.X)
@@ -211,7 +210,8 @@ class IterativeGP(GaussianModel):
             Mean and variance, ``(m,)`` each. Not differentiable. The variance is at most 1 % too large.
 
         Warns:
-            NotConvergedWarning: with the largest error that a variance may have, where that could not be reached.
+            NotConvergedWarning: with the residual of the mean or the largest error that a variance may have, where the
+                solver did not reach its tolerance.
         """
         expect_inputs(X, self.X)
         solved = self.solved()
@@ -226,7 +226,9 @@ class IterativeGP(GaussianModel):
                 S, R, error = self._explain(solved.system, B, variance[columns])
                 variance[columns] = _left(variance[columns], B, S, R)
                 worst = max(worst, error)
-        self._warn_about(worst)
+        if solved.solution.converged:
+            _warn_about(worst)
+        solved.solution.warn_unless_converged("posterior mean", stacklevel=2)
         return mean, variance
 
     def _explain(self, system: LinearSystem, B: Tensor, prior: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -243,13 +245,6 @@ class IterativeGP(GaussianModel):
             solution = system.solve(B, start=solution.X, tolerance=wanted)
         error = float((bound / variance).max()) if len(variance) else 0.0
         return solution.X, solution.remainder, error
-
-    def _warn_about(self, error: float) -> None:
-        if error > 2 * _ACCURACY:
-            import warnings
-
-            text = f"a posterior variance may be too large by a factor of up to {1 / max(1 - error, 1e-9):.3g}"
-            warnings.warn(text, NotConvergedWarning, stacklevel=3)
 
     def log_marginal_likelihood(self) -> Tensor:
         """An estimate of log p(y | X), nats, whose gradient is an unbiased estimate of its gradient."""
@@ -280,7 +275,7 @@ class IterativeGP(GaussianModel):
         """
         solved = self.solved()
         prior = draw_prior_paths(self.covar_module, self.X, paths=count, features=features, generator=generator)
-        like = {"dtype": self.X.dtype, "device": self.X.device, "generator": generator}
+        like: dict[str, Any] = {"dtype": self.X.dtype, "device": self.X.device, "generator": generator}
         with torch.no_grad():
             white = torch.randn(len(self.X), count, **like)
             targets = prior.values(self.X) + self.noise().sqrt()[:, None] * white
@@ -316,3 +311,9 @@ def _left(prior: Tensor, B: Tensor, S: Tensor, R: Tensor) -> Tensor:
     """Variance that is left of the prior's, ``(m,)``, at least its rounding error."""
     explained = (S * (B + R)).sum(0)
     return torch.maximum(prior - explained, prior * torch.finfo(prior.dtype).eps)
+
+
+def _warn_about(error: float) -> None:
+    if error > 2 * _ACCURACY:
+        text = f"the solves stopped before a posterior variance was right: it may be {error:.0%} too large"
+        warnings.warn(text, NotConvergedWarning, stacklevel=3)
