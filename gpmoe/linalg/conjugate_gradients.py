@@ -7,7 +7,7 @@
 | correction D ≈ C⁻¹R, its recursive residual, direction | `D`, `r`, `p` | (n, active) |
 
 The outer loop computes R in the operator's own precision and stops on it alone; the inner one descends from R by CG in
-float32 until its recursive residual has fallen a thousandfold or to what is still wanted, and gives its correction
+float32 until its recursive residual has fallen a hundredfold or to what is still wanted, and gives its correction
 back. This replaces the recursive residual by the true one every few iterations, so that rounding in float32 delays
 convergence but never limits it. Where a whole descent gains less than a factor of two, the rest is done in float64.
 Each column has its own step lengths and leaves the batch when it is done.
@@ -25,7 +25,8 @@ from gpmoe.linalg.operator import CovarianceOperator
 from gpmoe.linalg.preconditioners import Preconditioner
 from gpmoe.linalg.solution import Solution, expect_right_hand_sides, relative
 
-_DESCENT = 1e-3  # of the residual, in one inner loop
+_DESCENT = 1e-2  # of the residual, in one inner loop in float32
+_LONGEST = 200  # iterations of one inner loop in float32, which may not see that rounding stops it
 
 
 def conjugate_gradients(
@@ -69,9 +70,11 @@ def conjugate_gradients(
         if not len(active) or iterations >= max_iterations:
             break
         size = size[active]
-        target = (0.7 * goal[active] / size).clamp_min(_DESCENT if dtype != B.dtype else 0.0)
+        rough = dtype != B.dtype
+        target = (0.7 * goal[active] / size).clamp_min(_DESCENT if rough else 0.0)
+        most = min(max_iterations - iterations, _LONGEST if rough else max_iterations)
         r = (R[:, active] / size).to(dtype)
-        D, used = _descend(operator, preconditioner, r, target.to(dtype), max_iterations - iterations)
+        D, used = _descend(operator, preconditioner, r, target.to(dtype), most)
         iterations += used
         trial = X[:, active] + size * D.to(B.dtype)
         remainder = B[:, active] - operator.matmul(trial)
@@ -79,7 +82,7 @@ def conjugate_gradients(
         better = new_size < size
         X[:, active[better]], R[:, active[better]] = trial[:, better], remainder[:, better]
         if not bool((new_size < 0.5 * size).any()):
-            if dtype == B.dtype:
+            if not rough:
                 break
             dtype = B.dtype
     residuals = relative(R, norms)

@@ -90,8 +90,9 @@ def randomly_pivoted_cholesky(
     """
     growing = _Growing(operator, rank)
     while not growing.full:
-        proposals = torch.multinomial(growing.left, _BLOCK, replacement=True, generator=generator)
-        growing.append(growing.accepted(proposals, generator)[: growing.rank - growing.size])
+        count = min(_BLOCK, growing.rank - growing.size)
+        proposals = torch.multinomial(growing.left, count, replacement=True, generator=generator)
+        growing.append(growing.accepted(proposals, generator))
         if stop is not None and stop(growing.size, growing.trace()):
             break
     return growing.result()
@@ -126,30 +127,12 @@ class _Growing:
 
     def accepted(self, proposals: Tensor, generator: torch.Generator | None) -> Tensor:
         """Those of the proposals, drawn by the old diagonal, that pivots drawn one by one would have been."""
-        E = self.residual_block(proposals)
-        chance = torch.rand(len(proposals), generator=generator, dtype=E.dtype)
-        first = lapack.diagonal(E).clone()
-        kept = []
-        for i in range(len(proposals)):
-            left = E[i, i]
-            if left > chance[i] * first[i] and left > 1e-10 * first[i]:
-                kept.append(i)
-                column = E[i:, i] / left.sqrt()
-                E[i:, i:].sub_(torch.outer(column, column))
-        return proposals[kept]
+        chance = torch.rand(len(proposals), generator=generator, dtype=self.left.dtype, device=self.left.device)
+        return _independent(self.residual_block(proposals), proposals, chance)
 
     def independent(self, index: Tensor) -> Tensor:
         """Those of the rows that are not explained by F and the ones before them."""
-        E = self.residual_block(index)
-        first = self.operator.diagonal()[index]
-        kept = []
-        for i in range(len(index)):
-            left = E[i, i]
-            if left > 1e-10 * first[i]:
-                kept.append(i)
-                column = E[i:, i] / left.sqrt()
-                E[i:, i:].sub_(torch.outer(column, column))
-        return index[kept]
+        return _independent(self.residual_block(index), index, torch.zeros_like(self.left[index]))
 
     def append(self, index: Tensor) -> None:
         """Eliminate rows that are independent of each other and of those before."""
@@ -174,3 +157,16 @@ class _Growing:
     def result(self) -> LowRank:
         pivots = torch.cat(self._pivots) if self._pivots else torch.zeros(0, dtype=torch.long)
         return LowRank(self._F[: self.size], pivots, self.trace())
+
+
+def _independent(E: Tensor, index: Tensor, chance: Tensor) -> Tensor:
+    """Pivots, in order, of which the ones before leave more than a share `chance`, and more than rounding."""
+    left, least = E.cpu().numpy(), chance.clamp_min(1e-10).cpu().numpy()
+    first = left.diagonal().copy()
+    kept = []
+    for i in range(len(index)):
+        if left[i, i] > least[i] * first[i]:
+            kept.append(i)
+            column = left[i:, i] / left[i, i] ** 0.5
+            left[i:, i:] -= column[:, None] * column
+    return index[kept]
