@@ -30,7 +30,9 @@ def preconditioned(operator: DenseOperator, rank: int) -> Preconditioner:
 
 @pytest.mark.parametrize("rank", [None, 30])
 @pytest.mark.parametrize("mixed", [True, False], ids=["mixed", "float64"])
-def test_many_right_hand_sides_equal_a_dense_solve(normal: Callable[..., Tensor], rank: int | None, mixed: bool) -> None:
+def test_many_right_hand_sides_equal_a_dense_solve(
+    normal: Callable[..., Tensor], rank: int | None, mixed: bool
+) -> None:
     C, B = matern(normal(250, 3), 0.01), normal(250, 5)
     P = None if rank is None else preconditioned(C, rank)
     solution = conjugate_gradients(C, B, preconditioner=P, tolerance=1e-9, mixed=mixed)

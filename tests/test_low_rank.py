@@ -49,9 +49,7 @@ def test_the_approximation_never_exceeds_the_covariance(approximate: Approximati
 
 
 @pytest.mark.parametrize("approximate", ALL, ids=NAMES)
-def test_a_covariance_of_low_rank_is_exhausted_early(
-    approximate: Approximation, normal: Callable[..., Tensor]
-) -> None:
+def test_a_covariance_of_low_rank_is_exhausted_early(approximate: Approximation, normal: Callable[..., Tensor]) -> None:
     A = normal(60, 4)
     K = torch.cat([A, A]) @ torch.cat([A, A]).mT  # every row twice
     low_rank = approximate(DenseOperator(K, K.new_ones(120)), 50)
