@@ -59,3 +59,7 @@ class NotConvergedWarning(GPMoEWarning):
 
 class JitterWarning(GPMoEWarning):
     """A covariance needed more on its diagonal than the model put there."""
+
+
+class SolverWarning(GPMoEWarning):
+    """Linear systems are solved in another way than by default; the text says how and why."""

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from gpmoe.errors import NonFiniteError, NotPositiveDefiniteError
 from gpmoe.kernels import FeatureKernel
-from gpmoe.linalg import Workspace, fused, gaussian_log_likelihood, use_provider
+from gpmoe.linalg import Workspace, gaussian_log_likelihood, pool, use_provider
 from gpmoe.linalg.stationary import row_blocks
 
 Normal = Callable[..., Tensor]
@@ -248,7 +248,7 @@ def test_one_and_two_threads_of_the_fused_pass_give_the_same_bits(
     n: int, normal: Normal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y, noise, kernel = normal(n, 2), normal(n), torch.full((n,), 0.3).double(), FUSED["nested"]().double()
-    monkeypatch.setattr(fused, "_SERIAL_PAIRS", 0)
+    monkeypatch.setattr(pool, "_SERIAL", 0)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gpmoe.kernels import FeatureKernel
-from gpmoe.linalg import fused
+from gpmoe.linalg import fused, pool, pool
 from gpmoe.linalg.stationary import fill_covariance, pack, row_blocks, stationary_terms
 from gpmoe.models import ExactGP
 
@@ -177,7 +177,7 @@ def test_repeated_rows_have_covariance_one(normal: Normal) -> None:
 
 @pytest.mark.parametrize("n", [17, 513])
 def test_one_and_two_threads_give_the_same_bits(n: int, normal: Normal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_SERIAL_PAIRS", 0)
+    monkeypatch.setattr(pool, "_SERIAL", 0)
     kernel, X, a = nested(), normal(n, 3), normal(n)
     packed = pack(stationary_terms(kernel, X) or [])
     W = filled(kernel, X).numpy()

@@ -13,13 +13,15 @@ from torch import Tensor
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
-from gpmoe.estimators.memory import expect_memory
+from gpmoe.estimators.memory import solver_for
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
 from gpmoe.inference.fit import fit
-from gpmoe.inference.solver import Cholesky
+from gpmoe.inference.solver import Cholesky, Solver
+from gpmoe.inference.solver_description import build_solver, describe_solver
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.iterative_gp import IterativeGP
 
 
 class GPRegressor(ProbabilisticRegressor):
@@ -30,13 +32,15 @@ class GPRegressor(ProbabilisticRegressor):
             never changed. None takes a Matérn-5/2 kernel with a lengthscale for each input, whose prior widens with
             the number of inputs, and an outputscale.
         noise: the noise variance in units of y squared, a number or ``(n,)``; None learns it.
-        solver: how linear systems are solved; exact by `Cholesky()` if None, at every n.
+        solver: how linear systems are solved; exact by `Cholesky()` if None, at every n. An iterative one, such as
+            `ConjugateGradients()`, needs no matrix of n x n in float64; "auto" takes it where Cholesky would not fit
+            into memory, with a warning, and `report_.solver` says what ran.
         n_restarts: further starts of the optimiser, which run through joblib.
         scale: "standardise" gives each input and y zero mean and unit variance inside; None leaves them.
         random_state: fixes the further starts.
 
     Attributes:
-        model_: the fitted `ExactGP`, a BoTorch model, in scaled units.
+        model_: the fitted `ExactGP`, or `IterativeGP` for an iterative solver, a BoTorch model, in scaled units.
         report_: what the fit did.
         scaling_: between the caller's units and the model's.
         n_features_in_, feature_names_in_: of the training inputs.
@@ -53,13 +57,13 @@ class GPRegressor(ProbabilisticRegressor):
         True
     """
 
-    model_: ExactGP
+    model_: ExactGP | IterativeGP
 
     def __init__(
         self,
         kernel: Kernel | None = None,
         noise: float | ArrayLike | None = None,
-        solver: Cholesky | None = None,
+        solver: Solver | str | None = None,
         n_restarts: int = 0,
         scale: str | None = "standardise",
         random_state: Any = None,
@@ -80,13 +84,13 @@ class GPRegressor(ProbabilisticRegressor):
         """
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
-        expect_memory(len(inputs), matrices=1)
+        solver = solver_for(len(inputs), self.solver, stacklevel=2)
         self.scaling_ = Scaling.learn(inputs, targets, self.scale)
         kernel = deepcopy(self.kernel)
         noise = self._scaled_noise(len(targets))
-        model = ExactGP(self.scaling_.inputs(inputs), self.scaling_.targets(targets), kernel=kernel, noise=noise)
+        model = _model(self.scaling_.inputs(inputs), self.scaling_.targets(targets), kernel, noise, solver)
         seed = int(check_random_state(self.random_state).randint(2**31)) if self.n_restarts else None
-        self.report_ = fit(model, solver=self.solver, n_restarts=self.n_restarts, seed=seed)
+        self.report_ = fit(model, solver=solver, n_restarts=self.n_restarts, seed=seed)
         self.model_ = model.requires_grad_(False)
         return self
 
@@ -103,9 +107,14 @@ class GPRegressor(ProbabilisticRegressor):
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets) for each i, in closed form with the fitted hyperparameters.
 
+        Raises:
+            InputError: with an iterative solver, which has no factor to read it from.
+
         Source: Rasmussen and Williams (2006), eq. 5.12.
         """
         self._inputs(np.zeros((1, self.n_features_in_)))
+        if isinstance(self.model_, IterativeGP):
+            raise InputError(f"leave-one-out needs a Cholesky factor; this model was fitted by {self.model_.solver}.")
         mean, variance = self.model_.leave_one_out()
         return self.scaling_.predictive(Predictive.gaussian(mean.numpy(), variance.numpy()))
 
@@ -114,7 +123,9 @@ class GPRegressor(ProbabilisticRegressor):
         arguments, tensors = self.arguments_to_parts()
         model = self.model_
         tensors |= {"X": model.X, "y": model.y, **tensors_of(model, "model")}
-        return {**self._common_parts(), "arguments": arguments, "kernel": describe_kernel(model.covar_module)}, tensors
+        solver = describe_solver(model.solver if isinstance(model, IterativeGP) else Cholesky())
+        data = {"arguments": arguments, "kernel": describe_kernel(model.covar_module), "solver": solver}
+        return {**self._common_parts(), **data}, tensors
 
     @classmethod
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "GPRegressor":
@@ -123,7 +134,7 @@ class GPRegressor(ProbabilisticRegressor):
         estimator._restore_common(data, tensors)
         X, y = tensors["X"], tensors["y"]
         noise = None if estimator.noise is None else estimator._scaled_noise(len(y))
-        model = ExactGP(X, y, kernel=build_kernel(data["kernel"]), noise=noise)
+        model = _model(X, y, build_kernel(data["kernel"]), noise, build_solver(data.get("solver", True)))
         set_tensors(model, "model", tensors)
         estimator.model_ = model.requires_grad_(False)
         return estimator
@@ -134,7 +145,7 @@ class GPRegressor(ProbabilisticRegressor):
         arguments = {
             "kernel": kernel,
             "noise": None if self.noise is None else np.asarray(self.noise, dtype=np.float64).tolist(),
-            "solver": self.solver is not None,
+            "solver": describe_solver(self.solver),
             "n_restarts": self.n_restarts,
             "scale": self.scale,
             "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
@@ -148,8 +159,7 @@ class GPRegressor(ProbabilisticRegressor):
         if arguments["kernel"] is not None:
             kernel = build_kernel(arguments["kernel"])
             set_tensors(kernel, "kernel", tensors)
-        solver = Cholesky() if arguments["solver"] else None
-        return cls(**{**arguments, "kernel": kernel, "solver": solver})
+        return cls(**{**arguments, "kernel": kernel, "solver": build_solver(arguments["solver"])})
 
     def _predictive(self, X: Tensor, *, include_noise: bool) -> Predictive:
         mean, variance = self.model_.marginals(X)
@@ -162,8 +172,18 @@ class GPRegressor(ProbabilisticRegressor):
         return covariance
 
     def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+        if isinstance(self.model_, IterativeGP):
+            latent = self.model_.draw_paths(n_samples, generator=generator)(X)
+            noise = torch.randn(latent.shape, generator=generator, dtype=X.dtype)
+            return latent + self.model_.new_noise().sqrt() * noise
         mean, covariance = self.model_.latent(X)
         lapack.diagonal(covariance).add_(self.model_.new_noise())
         L = torch.linalg.cholesky(covariance)
         standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
         return mean + standard @ L.mT
+
+
+def _model(X: Tensor, y: Tensor, kernel: Kernel | None, noise: Tensor | None, solver: Solver) -> ExactGP | IterativeGP:
+    if isinstance(solver, Cholesky):
+        return ExactGP(X, y, kernel=kernel, noise=noise)
+    return IterativeGP(X, y, solver=solver, kernel=kernel, noise=noise)

@@ -1,9 +1,12 @@
-"""Exact inference is refused where it would not fit into memory."""
+"""Inference is refused where it would not fit into memory, and "auto" takes the solver that fits."""
 
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
-from gpmoe.errors import MemoryLimitError
+from gpmoe.errors import InputError, MemoryLimitError, SolverWarning
+from gpmoe.inference.solver import Cholesky, ConjugateGradients, Solver
 
 
 def available_bytes() -> int:
@@ -31,6 +34,42 @@ def expect_memory(n: int, matrices: int) -> None:
         raise MemoryLimitError(
             f"exact inference on n={n} rows needs {needed / 1e9:.1f} GB ({needed} bytes), and {at_hand / 1e9:.1f} GB "
             "are at hand. Ways out: fit to a random subset of the rows (`X[::k]`, about "
-            f"{int((at_hand / 8 / matrices) ** 0.5)} of them would fit); a sparse variational GP "
+            f"{int((at_hand / 8 / matrices) ** 0.5)} of them would fit); an iterative solver, which needs less "
+            '(`solver=ConjugateGradients()` of gpmoe.inference.solver, or `solver="auto"`); a sparse variational GP '
             "(botorch.models.SingleTaskVariationalGP); a machine with more memory."
         )
+
+
+def solver_for(n: int, solver: Any, *, stacklevel: int) -> Solver:
+    """The solver to use on n rows, for which there is memory.
+
+    Args:
+        n: number of training rows.
+        solver: one of `inference.solver`, None for `Cholesky()`, or "auto" for that or, where a float64 matrix does
+            not fit, `ConjugateGradients()`.
+        stacklevel: of the warning.
+
+    Raises:
+        MemoryLimitError: if the solver asked for needs more memory than there is.
+        InputError: for another word.
+
+    Warns:
+        SolverWarning: if "auto" leaves Cholesky.
+    """
+    if isinstance(solver, str):
+        if solver != "auto":
+            raise InputError(f"`solver` must be None, 'auto' or a solver of gpmoe.inference.solver; got {solver!r}.")
+        if 8 * n * n <= available_bytes():
+            return Cholesky()
+        chosen = ConjugateGradients()
+        warnings.warn(
+            f"a Cholesky factor of n={n} rows needs {8e-9 * n * n:.1f} GB and {available_bytes() / 1e9:.1f} GB are at "
+            f"hand: solving iteratively, to a relative residual of {chosen.tolerance:.0e}, by {chosen}",
+            SolverWarning,
+            stacklevel=stacklevel + 1,
+        )
+        return chosen
+    if solver is None or isinstance(solver, Cholesky):
+        expect_memory(n, matrices=1)
+        return Cholesky()
+    return solver

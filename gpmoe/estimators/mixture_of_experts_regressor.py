@@ -17,6 +17,7 @@ from gpmoe.estimators.memory import expect_memory
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
 from gpmoe.gates import Gate
 from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
+from gpmoe.inference.solver import Cholesky
 from gpmoe.inference.vbem import choose_n_experts, fit_mixture
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
@@ -80,17 +81,20 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         expert = GPRegressor() if self.expert is None else self.expert
+        solver = expert.solver
+        if solver is not None and not isinstance(solver, Cholesky):
+            raise InputError(f"the expert's `solver` must be None or Cholesky() in a mixture; got {solver!r}.")
         self.scaling_ = Scaling.learn(inputs, targets, expert.scale)
         seed = int(check_random_state(self.random_state).randint(2**31))
         if self.n_experts == "auto":
             expect_memory(len(inputs), matrices=4)
             model, self.report_ = choose_n_experts(
-                lambda k: self._model(k, expert, inputs, targets), solver=expert.solver, seed=seed
+                lambda k: self._model(k, expert, inputs, targets), solver=solver, seed=seed
             )
         else:
             expect_memory(len(inputs), matrices=int(self.n_experts))
             model = self._model(int(self.n_experts), expert, inputs, targets)
-            self.report_ = fit_mixture(model, solver=expert.solver, seed=seed)
+            self.report_ = fit_mixture(model, solver=solver, seed=seed)
         self.model_ = model.requires_grad_(False)
         self.n_experts_ = model.n_experts
         self.responsibilities_: Array = model.responsibilities.numpy()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -20,16 +21,18 @@ from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from torch.nn import Parameter
 
-from gpmoe.errors import NotPositiveDefiniteError
+from gpmoe.errors import InputError, NotPositiveDefiniteError
+from gpmoe.inference.iterative_fit import fit_iteratively
 from gpmoe.inference.lbfgs import LBFGS
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, prior_of
 from gpmoe.inference.plain_evidence import PlainEvidence, plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
-from gpmoe.inference.solver import Cholesky
+from gpmoe.inference.solver import Cholesky, IterativeSolver, Solver
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
-from gpmoe.models.vecchia_gp import VecchiaGP
+from gpmoe.models.gaussian_model import LearnableModel
+from gpmoe.models.iterative_gp import IterativeGP
 
 _FAR = math.log(1e5)
 
@@ -38,10 +41,10 @@ Vector = NDArray[np.float64]
 
 
 def fit(
-    gp: ExactGP | VecchiaGP,
+    gp: LearnableModel,
     objective: Objective = log_marginal_likelihood,
     *,
-    solver: Cholesky | None = None,
+    solver: Solver | None = None,
     n_restarts: int = 0,
     seed: int | None = None,
     max_iterations: int = 1000,
@@ -51,7 +54,8 @@ def fit(
     Args:
         gp: the model; its present parameters are the first start.
         objective: a function of the model to a scalar, `log_marginal_likelihood` by default.
-        solver: `Cholesky()` if None.
+        solver: `Cholesky()` if None, or that of an `IterativeGP`. With an iterative one, hyperparameters are fitted
+            as its `schedule` says, for the marginal likelihood only; restarts are of the fit to a subset of the rows.
         n_restarts: further starts, drawn around the first one (a factor of e on scale parameters is one standard
             deviation). They run through joblib: ``with joblib.parallel_config(n_jobs=2): fit(...)``.
         seed: for the further starts.
@@ -70,18 +74,26 @@ def fit(
 
 
 def fit_quietly(
-    gp: ExactGP | VecchiaGP,
+    gp: LearnableModel,
     objective: Objective = log_marginal_likelihood,
     *,
-    solver: Cholesky | None = None,
+    solver: Solver | None = None,
     n_restarts: int = 0,
     seed: int | None = None,
     max_iterations: int = 1000,
 ) -> FitReport:
     """`fit` without its warnings, for fits that are part of another one."""
     start = time.perf_counter()
-    solver = Cholesky() if solver is None else solver
+    chosen: object = solver or (gp.solver if isinstance(gp, IterativeGP) else Cholesky())
     coordinates = Coordinates(gp)
+    if isinstance(chosen, IterativeSolver):
+        if objective is not log_marginal_likelihood:
+            raise InputError(f"{chosen} maximises `log_marginal_likelihood` only; got {objective}. Use Cholesky().")
+        exactly = partial(fit_quietly, n_restarts=n_restarts, seed=seed, max_iterations=max_iterations)
+        return fit_iteratively(gp, chosen, coordinates, exactly)
+    if isinstance(gp, IterativeGP) or not isinstance(chosen, Cholesky):
+        raise InputError(f"{type(gp).__name__} can't be fitted by {chosen}; pass no solver, or make another model.")
+    solver = chosen
     first = coordinates.read()
     rng = np.random.default_rng(seed)
     starts = [first, *(first + rng.standard_normal(first.shape) for _ in range(n_restarts))]
@@ -100,7 +112,7 @@ def fit_quietly(
         reason=best.reason,
         jitter=gp.jitter_needed(),
         seconds=time.perf_counter() - start,
-        solver=f"{solver} by {lapack.provider()}" if isinstance(gp, ExactGP) else gp.solved_by,
+        solver=f"{gp.solved_by or solver} by {lapack.provider()}",
         starts=tuple(end.value for end in ends),
     )
     return report
@@ -120,7 +132,7 @@ class End:
 
 
 def _climb_copy(
-    gp: ExactGP | VecchiaGP,
+    gp: LearnableModel,
     objective: Objective,
     solver: Cholesky,
     x: Vector,

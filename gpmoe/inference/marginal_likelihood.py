@@ -1,24 +1,21 @@
 """Objectives of an exact GP: evidence and prior."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor
 from torch.nn import Module
 
-from gpmoe.models.exact_gp import ExactGP
-<<<<<<< HEAD
-from gpmoe.models.kronecker_gp import KroneckerGP
+
+class HasEvidence(Protocol):
+    """A model that knows its marginal likelihood."""
+
+    def log_marginal_likelihood(self) -> Tensor:
+        """log p(y | X), ``(*batch,)``, nats."""
 
 
-def log_marginal_likelihood(gp: ExactGP | KroneckerGP) -> Tensor:
-    """log p(y | X, hyperparameters), the sum over data (and batch), exact unless a `KroneckerGP` reports otherwise.
-=======
-from gpmoe.models.vecchia_gp import VecchiaGP
-
-
-def log_marginal_likelihood(gp: ExactGP | VecchiaGP) -> Tensor:
+def log_marginal_likelihood(gp: HasEvidence) -> Tensor:
     """log p(y | X, hyperparameters), the sum over data (and batch), as the model has it: exact, or an approximation.
->>>>>>> piece-local
 
     Args:
         gp: the model.

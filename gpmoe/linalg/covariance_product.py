@@ -3,7 +3,7 @@
 | engine | what it does | kernels | where |
 |---|---|---|---|
 | dense | makes K and multiplies; differentiable twice, with batch dimensions | any | anywhere |
-| fused | one pass over blocks that stay in cache; a symmetric K costs half | sums and products of stationary ones | CPU |
+| fused | one pass over blocks that stay in cache; half for a symmetric K | sums and products of stationary ones | CPU |
 | tiled | blocks of rows in torch, recomputed for gradients | any | anywhere |
 | keops | a program that KeOps compiles, about ten seconds for each formula | as fused | anywhere |
 | triton | distances, kernel and product in registers | as fused, no spectral mixtures | CUDA |
@@ -23,9 +23,7 @@ from gpmoe.linalg.tiled_product import tiled_product
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 
-def covariance_product(
-    kernel: Kernel, X1: Tensor, X2: Tensor | None, V: Tensor, *, engine: Wanted = "auto"
-) -> Tensor:
+def covariance_product(kernel: Kernel, X1: Tensor, X2: Tensor | None, V: Tensor, *, engine: Wanted = "auto") -> Tensor:
     """K(X1, X2) V, differentiable once in V, X1, X2 and every parameter of the kernel.
 
     Args:

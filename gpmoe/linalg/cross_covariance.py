@@ -27,12 +27,11 @@ from gpmoe.linalg.fused import (
     Array,
     _chunks,
     _copy_columns,
-    _dot,
-    _leaf_and_slope,
     _pull_back,
-    _run,
-    _squared_distances,
+    _row_buffers,
+    _weigh_row,
 )
+from gpmoe.linalg.pool import run_pass
 from gpmoe.linalg.stationary import Packed, dense_covariance, pack, stationary_terms
 
 
@@ -89,7 +88,8 @@ def cross_gradient(W: Array, Z1: Array, Z2: Array, packed: fused.Packed) -> tupl
     chunks = _chunks(n)
     dZ1, dZ2 = np.zeros_like(Z1), np.zeros((chunks, *Z2.shape))
     dshape, dscale = np.zeros((chunks, len(shape))), np.zeros((chunks, len(scale)))
-    _run(_cross_gradient, n * m, chunks, W, Z1, Z2, *packed, dZ1, dZ2, dshape, dscale)
+    run_pass(_cross_gradient, n * m, chunks, chunks, W, Z1, Z2, *packed, dZ1, dZ2, dshape, dscale)
+    dZ1 *= 2.0
     return dZ1, dZ2.sum(0), dshape.sum(0), dscale.sum(0)
 
 
@@ -97,39 +97,23 @@ def cross_gradient(W: Array, Z1: Array, Z2: Array, packed: fused.Packed) -> tupl
 def _cross_gradient(first, step, chunks, W, Z1, Z2, rows, family, shape, leaves, scale, dZ1, dZ2, dshape, dscale):  # type: ignore[no-untyped-def]
     n, n2 = W.shape
     count = len(family)
-    k, slope, shape_slope = np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS))
-    r2, g = np.empty(_COLUMNS), np.empty(_COLUMNS)
+    buffers, z, g = _row_buffers(count), np.empty(_ROWS), np.empty((count, _ROWS, _COLUMNS))
     columns, dcolumns = np.empty((len(Z2), _COLUMNS)), np.empty((len(Z2), _COLUMNS))
+    kernel = (rows, family, shape, leaves, scale)
     for chunk in range(first, chunks, step):
         for block in range(chunk, (n + _ROWS - 1) // _ROWS, chunks):
-            last = min((block + 1) * _ROWS, n)
+            top, last = block * _ROWS, min((block + 1) * _ROWS, n)
             for j0 in range(0, n2, _COLUMNS):
                 m = min(_COLUMNS, n2 - j0)
                 _copy_columns(Z2, j0, m, columns)
                 dcolumns[:, :m] = 0.0
-                for i in range(block * _ROWS, last):
+                g[:, last - top :, :m] = 0.0
+                for i in range(top, last):
                     line = W[i, j0 : j0 + m]
-                    for term in range(len(scale)):
-                        start, end = leaves[term], leaves[term + 1]
-                        for leaf in range(start, end):
-                            _squared_distances(Z1, i, columns, m, rows[leaf], rows[leaf + 1], r2)
-                            _leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
-                        for leaf in range(start, end):
-                            for j in range(m):
-                                g[j] = line[j]
-                            for other in range(start, end):
-                                if other != leaf:
-                                    for j in range(m):
-                                        g[j] *= k[other, j]
-                            if leaf == start:
-                                dscale[chunk, term] += _dot(g, k[leaf], m)
-                            for j in range(m):
-                                g[j] *= scale[term]
-                            if family[leaf] == 4:
-                                dshape[chunk, leaf] += _dot(g, shape_slope[leaf], m)
-                            for j in range(m):
-                                g[j] *= slope[leaf, j]
-                            _pull_back(g, Z1, i, columns, m, rows[leaf], rows[leaf + 1], dZ1, dcolumns)
+                    _weigh_row(line, m, Z1, i, columns, kernel, buffers, g[:, i - top], dshape[chunk], dscale[chunk])
+                for leaf in range(count):
+                    row, row_end = rows[leaf], rows[leaf + 1]
+                    _pull_back(g[leaf], last - top, Z1, top, columns, m, row, row_end, dZ1, dcolumns, z)
                 for d in range(len(Z2)):
                     for j in range(m):
-                        dZ2[chunk, d, j0 + j] += dcolumns[d, j]
+                        dZ2[chunk, d, j0 + j] += 2.0 * dcolumns[d, j]

@@ -18,21 +18,17 @@ release the GIL, so no OpenMP pool spins beside LAPACK's.
 """
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gpmoe.linalg.compiler import intrinsic, ir, njit, types
+from gpmoe.linalg.pool import run_pass
 
 RBF, MATERN12, MATERN32, MATERN52, RATIONAL_QUADRATIC = range(5)
 
 _ROWS, _COLUMNS, _MOST_CHUNKS = 16, 256, 16
-_SERIAL_PAIRS = 20_000  # below this, waking a thread costs more than it saves
 
 Array = NDArray[np.float64]
 
@@ -253,12 +249,43 @@ def _pull_back(g, count, Z, i0, block, width, row, row_end, dZ, dblock, z):  # t
 
 
 @njit(**_EXACT)
+def _row_buffers(count):  # type: ignore[no-untyped-def]
+    """r2 and a product of `_COLUMNS` entries; k, dk/dr2 and dk/dα of each leaf."""
+    leaves = (np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS)))
+    return np.empty(_COLUMNS), np.empty(_COLUMNS), leaves
+
+
+@njit(**_EXACT)
+def _weigh_row(w, m, Z, i, columns, kernel, buffers, g, dshape, dscale):  # type: ignore[no-untyped-def]
+    """g[leaf] = w dK_i/dr2_leaf for one row of K; shares of that row in the gradients for shape and scale are added."""
+    rows, family, shape, leaves, scale = kernel
+    r2, v, (k, slope, shape_slope) = buffers
+    for term in range(len(scale)):
+        start, end = leaves[term], leaves[term + 1]
+        for leaf in range(start, end):
+            _squared_distances(Z, i, columns, m, rows[leaf], rows[leaf + 1], r2)
+            _leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
+        for leaf in range(start, end):
+            for j in range(m):
+                v[j] = w[j]
+            for other in range(start, end):
+                if other != leaf:
+                    for j in range(m):
+                        v[j] *= k[other, j]
+            total = _weigh(v, k[leaf], slope[leaf], scale[term], m, g[leaf])
+            if leaf == start:
+                dscale[term] += total
+            if family[leaf] == 4:
+                dshape[leaf] += scale[term] * _dot(v, shape_slope[leaf], m)
+
+
+@njit(**_EXACT)
 def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, dZ, dshape, dscale):  # type: ignore[no-untyped-def]
     n, count = len(a), len(family)
-    k, slope, shape_slope = np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS)), np.empty((count, _COLUMNS))
-    r2, w, v, z = np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_COLUMNS), np.empty(_ROWS)
+    buffers, w, z = _row_buffers(count), np.empty(_COLUMNS), np.empty(_ROWS)
     g = np.empty((count, _ROWS, _COLUMNS))
     columns, dcolumns = np.empty((len(Z), _COLUMNS)), np.empty((len(Z), _COLUMNS))
+    kernel = (rows, family, shape, leaves, scale)
     for chunk in range(first, chunks, step):
         dZ[chunk] = 0.0
         for block in range(chunk, (n + _ROWS - 1) // _ROWS, chunks):
@@ -276,24 +303,7 @@ def _gradient(first, step, chunks, a, W, Z, rows, family, shape, leaves, scale, 
                     line, others = W[i, j0 : j0 + m], a[j0 : j0 + m]
                     for j in range(m):
                         w[j] = a[i] * others[j] - line[j]
-                    for term in range(len(scale)):
-                        start, end = leaves[term], leaves[term + 1]
-                        for leaf in range(start, end):
-                            _squared_distances(Z, i, columns, m, rows[leaf], rows[leaf + 1], r2)
-                            _leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
-                        for leaf in range(start, end):
-                            own = g[leaf, i - top]
-                            for j in range(m):
-                                v[j] = w[j]
-                            for other in range(start, end):
-                                if other != leaf:
-                                    for j in range(m):
-                                        v[j] *= k[other, j]
-                            total = _weigh(v, k[leaf], slope[leaf], scale[term], m, own)
-                            if leaf == start:
-                                dscale[chunk, term] += total
-                            if family[leaf] == 4:
-                                dshape[chunk, leaf] += scale[term] * _dot(v, shape_slope[leaf], m)
+                    _weigh_row(w, m, Z, i, columns, kernel, buffers, g[:, i - top], dshape[chunk], dscale[chunk])
                 for leaf in range(count):
                     row, row_end = rows[leaf], rows[leaf + 1]
                     _pull_back(g[leaf], last - top, Z, top, columns, width, row, row_end, dZ[chunk], dcolumns, z)
@@ -318,44 +328,8 @@ def _collect(a, W, dZ, dshape, dscale):  # type: ignore[no-untyped-def]
     dscale[0] += 0.5 * on_diagonal
 
 
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget_pool)
-
-
 def _chunks(n: int) -> int:
     return max(1, min(_MOST_CHUNKS, -(-n // (2 * _ROWS))))
-
-
-def _run(function: Callable[..., None], pairs: int, chunks: int, *arguments: Any) -> None:
-    """Call ``function(first, step, chunks, ...)`` so that it meets every chunk, on as many threads as torch uses.
-
-    Each thread takes the next chunk when it has done one: a core that is busy elsewhere, with a thread of BLAS that
-    waits for more to do as often as not, then holds nobody up.
-    """
-    global _pool
-    threads = min(torch.get_num_threads(), chunks) if pairs > _SERIAL_PAIRS else 1
-    if threads == 1:
-        function(0, 1, chunks, *arguments)
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="gpmoe")
-    left = iter(range(chunks))
-
-    def work() -> None:
-        for chunk in left:
-            function(chunk, chunks, chunks, *arguments)
-
-    others = [_pool.submit(work) for _ in range(1, threads)]
-    work()
-    for other in others:
-        other.result()
 
 
 Packed = tuple[NDArray[np.int64], NDArray[np.int64], Array, NDArray[np.int64], Array]
@@ -374,7 +348,17 @@ def assemble(Z1: Array, Z2: Array | None, packed: Packed, out: Array) -> None:
     n, m = out.shape
     symmetric = Z2 is None
     chunks = _chunks(n)
-    _run(_assemble, n * m // (2 if symmetric else 1), chunks, symmetric, Z1, Z1 if Z2 is None else Z2, *packed, out)
+    run_pass(
+        _assemble,
+        n * m // (2 if symmetric else 1),
+        chunks,
+        chunks,
+        symmetric,
+        Z1,
+        Z1 if Z2 is None else Z2,
+        *packed,
+        out,
+    )
 
 
 def gradient(a: Array, W: Array, Z: Array, packed: Packed) -> tuple[Array, Array, Array]:
@@ -393,6 +377,6 @@ def gradient(a: Array, W: Array, Z: Array, packed: Packed) -> tuple[Array, Array
     _, _, shape, _, scale = packed
     chunks = _chunks(n)
     dZ, dshape, dscale = np.empty((chunks, D, n)), np.zeros((chunks, len(shape))), np.zeros((chunks, len(scale)))
-    _run(_gradient, n * n // 2, chunks, a, W, Z, *packed, dZ, dshape, dscale)
+    run_pass(_gradient, n * n // 2, chunks, chunks, a, W, Z, *packed, dZ, dshape, dscale)
     _collect(a, W, dZ, dshape, dscale)
     return dZ[0], dshape[0], dscale[0]

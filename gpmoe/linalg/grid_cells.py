@@ -21,7 +21,7 @@ from torch import Tensor
 from gpmoe.linalg import lapack
 from gpmoe.linalg.compiler import AVAILABLE, njit
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
-from gpmoe.linalg.fused import _run as run_chunks
+from gpmoe.linalg.pool import run_pass
 
 _CHUNKS = 4  # of rows; each folds into memory of its own, and their sum does not depend on the number of threads
 _BLOCK = 2**20  # entries of a block of rows, where torch does the work
@@ -141,7 +141,7 @@ def _flat(factors: Sequence[Tensor]) -> tuple[Any, Any, Any]:
 def fill_cells(factors: Sequence[Tensor], cells: Tensor, C: Tensor) -> None:
     """Write the lower triangle of Π_j K_j[a_j, a_j'] into C ``(M, M)``."""
     if _compiled(C):
-        run_chunks(_fill, C.numel() // 2, *_flat(factors), cells.numpy(), C.numpy())
+        run_pass(_fill, C.numel() // 2, _CHUNKS, *_flat(factors), cells.numpy(), C.numpy())
         return
     for rows in _row_blocks(cells.shape[1]):
         C[rows] = factors[0][cells[0, rows]][:, cells[0]]
@@ -156,7 +156,7 @@ def fold_cells(factors: Sequence[Tensor], cells: Tensor, alpha: Tensor, inverse:
         gradient = np.zeros((_CHUNKS, len(flat)), flat.dtype)
         pairs = inverse.numel() // 2
         arguments = (cells.numpy(), alpha.contiguous().numpy(), inverse.numpy(), gradient)
-        run_chunks(_fold, pairs, _CHUNKS, flat, start, size, *arguments)
+        run_pass(_fold, pairs, _CHUNKS, _CHUNKS, flat, start, size, *arguments)
         pieces = torch.from_numpy(gradient.sum(0)).split([len(K) ** 2 for K in factors])
         found = [piece.view_as(K) for piece, K in zip(pieces, factors, strict=True)]
     else:

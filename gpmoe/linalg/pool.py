@@ -4,9 +4,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 T = TypeVar("T")
+
+_SERIAL = 20_000  # units of work, a pair of points each, below which waking a thread costs more than it saves
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -50,3 +54,22 @@ def call_for_each(function: Callable[[T], object], items: Iterable[T], threads: 
     work()
     for other in others:
         other.result()
+
+
+def run_pass(function: Callable[..., None], work: int, shares: int, *arguments: Any) -> None:
+    """Call ``function(first, step, *arguments)`` so that it meets every share of its work, on torch's threads.
+
+    Each thread takes the next share when it has done one: a core that is busy elsewhere, with a thread of BLAS that
+    waits for more to do as often as not, then holds nobody up.
+
+    Args:
+        function: one that releases the GIL, and does shares first, first + step, ... of its work.
+        work: how much there is, in pairs of points; few are done by the calling thread alone.
+        shares: how many there are.
+        arguments: passed on.
+    """
+    threads = torch.get_num_threads() if work > _SERIAL else 1
+    if threads == 1:
+        function(0, 1, *arguments)
+    else:
+        call_for_each(lambda share: function(share, shares, *arguments), range(shares), threads)

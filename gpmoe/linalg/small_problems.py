@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpmoe.errors import NotPositiveDefiniteError
-from gpmoe.linalg import fused
 from gpmoe.linalg import small_dense as dense
 from gpmoe.linalg.compiler import AVAILABLE
+from gpmoe.linalg.pool import run_pass
 from gpmoe.linalg.ragged import Ragged
+
+_SHARES = 64  # that threads take in turn
 
 Array = NDArray[np.float64]
 
@@ -37,7 +39,7 @@ class SmallProblems:
         """Call a compiled pass on all threads, then see whether every problem had a factor."""
         cost = int((self.ragged.sizes.astype(float) ** 2).sum()) + 1
         order, offsets = self.ragged.order, self.ragged.offsets
-        fused._run(function, cost, order, offsets, *arguments, self.jitter)
+        run_pass(function, cost, min(len(order), _SHARES), order, offsets, *arguments, self.jitter)
         check_factors(self.jitter, self.ragged)
 
 

@@ -95,10 +95,10 @@ def product_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> list[
         Terms whose tensors carry gradients to the kernel's parameters and inputs; None for a kernel that can't be
         written so, and for one with batch dimensions.
     """
-    return _selected_terms(kernel, X1, X2)
+    return selected_terms(kernel, X1, X2)
 
 
-def _selected_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
+def selected_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
     if kernel.active_dims is not None:
         X1 = X1.index_select(-1, kernel.active_dims)
         X2 = None if X2 is None else X2.index_select(-1, kernel.active_dims)
@@ -115,7 +115,7 @@ def _terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
         inner = _terms(kernel.base_kernel, X1, X2)  # ScaleKernel has selected its base's active dimensions already
         return None if inner is None else [_scaled(term, kernel.outputscale) for term in inner]
     if kind is AdditiveKernel or kind is ProductKernel:
-        parts = [_selected_terms(part, X1, X2) for part in kernel.kernels]
+        parts = [selected_terms(part, X1, X2) for part in kernel.kernels]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None

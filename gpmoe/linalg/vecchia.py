@@ -30,11 +30,11 @@ from gpytorch.kernels import Kernel
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpmoe.linalg import fused
 from gpmoe.linalg import small_dense as dense
 from gpmoe.linalg.compiler import njit
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.likelihood import _Precomputed, learnable_tensors
+from gpmoe.linalg.pool import run_pass
 from gpmoe.linalg.stationary import Packed, pack, stationary_terms
 from gpmoe.linalg.vecchia_blocked import Blocked, blocked_marginals, no_factor
 
@@ -105,7 +105,7 @@ def vecchia_marginals(
 def _run(function: Any, neighbours: Neighbours, *arguments: Any) -> None:
     """Call a compiled pass on all threads; its last argument is the largest jitter of each chunk, NaN for failure."""
     cost = neighbours.shape[0] * (neighbours.shape[1] + 1) ** 2
-    fused._run(function, cost, neighbours, *arguments)
+    run_pass(function, cost, _CHUNKS, neighbours, *arguments)
     if np.isnan(arguments[-1]).any():
         raise no_factor(neighbours.shape[1])
 

@@ -26,7 +26,7 @@ from gpmoe.linalg import lapack
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 from gpmoe.linalg.stationary import dense_covariance, fill_covariance
-from gpmoe.models.gaussian_model import GaussianModel, expect_inputs
+from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 _BLOCK = 2**23  # entries of a block of covariances with new points: 64 MB in float64
@@ -44,7 +44,7 @@ class Factor:
     jitter: float
 
 
-class ExactGP(GaussianModel):
+class ExactGP(LearnableModel):
     """A Gaussian process with Gaussian noise: y = f(x) + ε, f ~ GP(m, k), ε ~ N(0, noise).
 
     Args:
@@ -92,13 +92,13 @@ class ExactGP(GaussianModel):
         weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _check_data(X, y, weights)
+        expect_data(X, y, weights)
         self.register_buffer("X", X)
         self.register_buffer("y", y)
         self.register_buffer("weights", weights)
         self.covar_module = (dimension_scaled_matern(X.shape[-1]) if kernel is None else kernel).to(X)
         self.mean_module = (ConstantMean() if mean is None else mean).to(X)
-        self.likelihood = _likelihood(noise, y).to(X)
+        self.likelihood = make_likelihood(noise, y).to(X)
         self._batch_shape = torch.broadcast_shapes(y.shape[:-1], X.shape[:-2], self.covar_module.batch_shape)
         self.workspace = Workspace()
         self._factor: Factor | None = None
@@ -130,7 +130,7 @@ class ExactGP(GaussianModel):
 
     def set_data(self, X: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """Replace the training data and weights; hyperparameters stay as they are."""
-        _check_data(X, y, weights)
+        expect_data(X, y, weights)
         if (X.shape[:-2], X.shape[-1], y.shape[:-1]) != (self.X.shape[:-2], self.X.shape[-1], self.y.shape[:-1]):
             raise ShapeError(
                 f"`X` and `y` must keep their features and batch dimensions, those of {tuple(self.X.shape)} and "
@@ -157,7 +157,7 @@ class ExactGP(GaussianModel):
         """The Cholesky factor and weights at the present parameters, computed once for them."""
         parameters = self._parameters_now()
         if self._factor is None or not torch.equal(self._factor.parameters, parameters):
-            with torch.no_grad(), _evaluating(self):
+            with torch.no_grad(), evaluating(self):
                 self._factor = self._factorise(parameters)
         return self._factor
 
@@ -190,7 +190,7 @@ class ExactGP(GaussianModel):
         """See `GaussianModel.latent`."""
         expect_inputs(X, self.X)
         factor = self.factor()
-        with _evaluating(self):
+        with evaluating(self):
             K_new = dense_covariance(self.covar_module, X, self.X)
             V = torch.linalg.solve_triangular(factor.L, K_new.mT, upper=False)
             mean = self.mean_module(X) + (K_new @ factor.alpha.unsqueeze(-1)).squeeze(-1)
@@ -213,7 +213,7 @@ class ExactGP(GaussianModel):
         n, m = self.X.shape[0], X.shape[0]
         rows = max(32, min(m, _BLOCK // n))
         block = X.new_empty(rows, n)
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), evaluating(self):
             mean = self.mean_module(X).clone()
             variance = self.covar_module(X, diag=True).clone()
             prior = variance.clone()
@@ -241,7 +241,7 @@ class ExactGP(GaussianModel):
         return self.y - factor.alpha * variance, variance
 
 
-def _check_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
+def expect_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
     expect_floating("X", X)
     expect_floating("y", y, like=X)
     expect_shape("X", X, last=(-1, -1))
@@ -262,7 +262,7 @@ def _check_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
             raise ShapeError(f"`weights` must be positive and have shape {tuple(y.shape)}; got {tuple(weights.shape)}.")
 
 
-def _likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGaussianLikelihood:
+def make_likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGaussianLikelihood:
     if isinstance(noise, (GaussianLikelihood, FixedNoiseGaussianLikelihood)):
         return noise
     if noise is None:
@@ -283,7 +283,7 @@ def _likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGauss
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode for a block (dropout off), then back."""
     before = [(part, part.training) for part in module.modules()]
     for part, _ in before:

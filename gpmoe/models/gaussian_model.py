@@ -108,6 +108,19 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
         return ConditionedGP(self, X, Y, noise)
 
 
+class LearnableModel(GaussianModel):
+    """A Gaussian model whose hyperparameters `inference.fit` can learn."""
+
+    @abstractmethod
+    def jitter_needed(self) -> float:
+        """What a covariance needs on its diagonal to have a factor, at the present parameters; 0 as a rule."""
+
+    @property
+    def solved_by(self) -> str:
+        """How linear systems are solved where the model itself decides, for reports; empty where a solver is passed."""
+        return ""
+
+
 class ConditionedGP(GaussianModel):
     """A Gaussian model given q further observations: exact, by conditioning the joint posterior on them.
 

@@ -23,8 +23,8 @@ from gpmoe.errors import ShapeError
 from gpmoe.linalg import lapack
 from gpmoe.linalg.cross_covariance import cross_covariance
 from gpmoe.linalg.stationary import dense_covariance
-from gpmoe.models.exact_gp import _evaluating
-from gpmoe.models.gaussian_model import GaussianModel, expect_inputs
+from gpmoe.models.exact_gp import evaluating
+from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 from gpmoe.shapes import expect_finite, expect_floating
 
 _BLOCK = 2**20  # entries of a block of K(Z, X_new): 8 MB in float64
@@ -40,7 +40,7 @@ class Whitened:
     jitter: float
 
 
-class InducingModel(GaussianModel):
+class InducingModel(LearnableModel):
     """A Gaussian process that knows its data through the values at a few inducing points."""
 
     X: Tensor
@@ -76,7 +76,7 @@ class InducingModel(GaussianModel):
         """q(v) at the present parameters, computed once for them."""
         now = torch.cat([tensor.detach().reshape(-1).to(self.X) for tensor in self._determinants()])
         if self._factor is None or not torch.equal(self._factor[0], now):
-            with torch.no_grad(), _evaluating(self):
+            with torch.no_grad(), evaluating(self):
                 self._factor = now, self._whiten()
         return self._factor[1]
 
@@ -84,11 +84,15 @@ class InducingModel(GaussianModel):
         """What q(v) depends on."""
         return [*self.parameters(), *self.buffers()]
 
+    def jitter_needed(self) -> float:
+        """See `LearnableModel.jitter_needed`; of the inducing points' covariance."""
+        return self.factor().jitter
+
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """See `GaussianModel.latent`."""
         expect_inputs(X, self.X)
         q = self.factor()
-        with _evaluating(self):
+        with evaluating(self):
             K_new = dense_covariance(self.covar_module, self.inducing_points.detach(), X)
             V = torch.linalg.solve_triangular(q.L, K_new, upper=False)
             mean = self.mean_module(X) + (V.mT @ q.mean.unsqueeze(-1)).squeeze(-1)
@@ -109,7 +113,7 @@ class InducingModel(GaussianModel):
         Z = self.inducing_points.detach()
         rows = max(32, _BLOCK // q.mean.numel())
         means, variances = [], []
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), evaluating(self):
             for x in X.split(rows, dim=-2) if len(X) else [X]:
                 V = lapack.solve_triangular(q.L, cross_covariance(self.covar_module, Z, x), overwrite=True)
                 prior = self.covar_module(x, diag=True)

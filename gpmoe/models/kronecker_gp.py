@@ -27,8 +27,8 @@ from gpmoe.linalg.grid_cells import CellCovariance
 from gpmoe.linalg.kronecker import KroneckerEigen, along_axes, outer
 from gpmoe.linalg.latent_kronecker import GridReport, LatentKronecker
 from gpmoe.linalg.stationary import dense_covariance
-from gpmoe.models.exact_gp import _evaluating as evaluating
-from gpmoe.models.gaussian_model import GaussianModel, expect_inputs
+from gpmoe.models.exact_gp import evaluating
+from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 _BLOCK = 2**23  # entries of a block of covariances with new points: 64 MB in float64
@@ -44,7 +44,7 @@ class GridFactor:
     jitter: float
 
 
-class KroneckerGP(GaussianModel):
+class KroneckerGP(LearnableModel):
     """A Gaussian process whose kernel is a product over groups of inputs, on data that lie on a grid.
 
     f ~ GP(m, k_1 · … · k_k), y = f + ε at observed cells, ε ~ N(0, noise). With a task axis and a GPyTorch
@@ -180,6 +180,15 @@ class KroneckerGP(GaussianModel):
             self._factor = GridFactor(solver, alpha, parameters, solver.jitter)
             self.grid.remember(solver)
         return self._factor
+
+    def jitter_needed(self) -> float:
+        """See `LearnableModel.jitter_needed`."""
+        return self.factor().jitter
+
+    @property
+    def solved_by(self) -> str:
+        """The way that the plan takes, for reports."""
+        return str(self.report)
 
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """See `GaussianModel.latent`."""

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from gpmoe.errors import ShapeError
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.collapsed_bound import collapsed_bound, sparse_posterior
-from gpmoe.models.exact_gp import Noise, _check_data, _likelihood
+from gpmoe.models.exact_gp import Noise, expect_data, make_likelihood
 from gpmoe.models.inducing_model import InducingModel, Whitened, expect_inducing_points
 
 
@@ -64,7 +64,7 @@ class SparseGP(InducingModel):
         noise: Noise = None,
     ) -> None:
         super().__init__()
-        _check_data(X, y, None)
+        expect_data(X, y, None)
         expect_inducing_points(Z, X)
         kernel = dimension_scaled_matern(X.shape[-1]) if kernel is None else kernel
         if X.dim() > 2 or y.dim() > 1 or Z.dim() > 2 or kernel.batch_shape:
@@ -77,7 +77,7 @@ class SparseGP(InducingModel):
         self.inducing_points = Parameter(Z.detach().clone())
         self.covar_module = kernel.to(X)
         self.mean_module = (ConstantMean() if mean is None else mean).to(X)
-        self.likelihood = _likelihood(noise, y).to(X)
+        self.likelihood = make_likelihood(noise, y).to(X)
         self._factor = None
 
     @property

@@ -29,7 +29,7 @@ from gpmoe.linalg.cross_covariance import cross_covariance
 from gpmoe.linalg.inducing_factor import inducing_factor
 from gpmoe.linalg.natural_gaussian import moments
 from gpmoe.linalg.projection import project
-from gpmoe.models.exact_gp import _check_data
+from gpmoe.models.exact_gp import expect_data
 from gpmoe.models.inducing_model import InducingModel, Whitened, expect_inducing_points
 
 
@@ -85,7 +85,7 @@ class StochasticVariationalGP(InducingModel):
         weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _check_data(X, y, weights)
+        expect_data(X, y, weights)
         expect_inducing_points(Z, X)
         self.register_buffer("X", X)
         self.register_buffer("y", y)

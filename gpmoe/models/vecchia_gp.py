@@ -19,17 +19,17 @@ from gpmoe.errors import InputError, ShapeError
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.neighbours import maximin_order, nearest_rows, previous_neighbours
-from gpmoe.linalg.stationary import _selected_terms, dense_covariance
+from gpmoe.linalg.stationary import dense_covariance, selected_terms
 from gpmoe.linalg.vecchia import vecchia_log_likelihood, vecchia_marginals
 from gpmoe.linalg.vecchia_blocked import conditioning_factor
-from gpmoe.models.exact_gp import Noise, _check_data, _evaluating, _likelihood
-from gpmoe.models.gaussian_model import GaussianModel, expect_inputs
+from gpmoe.models.exact_gp import Noise, evaluating, expect_data, make_likelihood
+from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _MOST_JOINT = 4096  # rows that a joint posterior may be conditioned on
 _BLOCK = 2**16  # new points at a time
 
 
-class VecchiaGP(GaussianModel):
+class VecchiaGP(LearnableModel):
     """A Gaussian process whose likelihood conditions each observation on its nearest neighbours among those before it.
 
     log p(y) ~ sum_i log p(y_i | y_c(i)), with rows in max-min order and c(i) the `n_neighbours` nearest previous rows:
@@ -90,7 +90,7 @@ class VecchiaGP(GaussianModel):
         n_neighbours: int = 30,
     ) -> None:
         super().__init__()
-        _check_data(X, y, None)
+        expect_data(X, y, None)
         if X.dim() != 2 or y.dim() != 1:
             raise ShapeError(f"`X` and `y` must be (n, d) and (n,); got {tuple(X.shape)} and {tuple(y.shape)}.")
         if n_neighbours < 1:
@@ -102,7 +102,7 @@ class VecchiaGP(GaussianModel):
         if self.covar_module.batch_shape:
             raise ShapeError(f"`kernel` must have no batch dimensions; got {tuple(self.covar_module.batch_shape)}.")
         self.mean_module = (ConstantMean() if mean is None else mean).to(X)
-        self.likelihood = _likelihood(noise, y).to(X)
+        self.likelihood = make_likelihood(noise, y).to(X)
         self.workspace = Workspace()
         self.register_buffer("order", None, persistent=False)
         self.register_buffer("neighbours", None, persistent=False)
@@ -142,7 +142,7 @@ class VecchiaGP(GaussianModel):
     def _scaled(self, X_new: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Training and new inputs in which the kernel is a function of distance; as they are if there are none."""
         with torch.no_grad():
-            terms = _selected_terms(self.covar_module, self.X, X_new)
+            terms = selected_terms(self.covar_module, self.X, X_new)
             pairs = [(self.X, X_new)]
             if terms is not None:
                 pairs = [(leaf.Z1, leaf.Z2) for term in terms for leaf in term.leaves if leaf.Z2 is not None]
@@ -172,7 +172,7 @@ class VecchiaGP(GaussianModel):
 
     def jitter_needed(self) -> float:
         """The most that any row's covariance needs on its diagonal to have a factor, at the present parameters."""
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), evaluating(self):
             self.log_marginal_likelihood()
         return self.workspace.jitter
 
@@ -190,7 +190,7 @@ class VecchiaGP(GaussianModel):
             raise ShapeError(f"`X` must have shape (m, d); got {tuple(X.shape)}.")
         old, new = self._scaled(X)
         mean, variance = X.new_empty(len(X)), X.new_empty(len(X))
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), evaluating(self):
             residual, noise = self.y - self.mean_module(self.X), self.noise()
             for start in range(0, len(X), _BLOCK):
                 rows = slice(start, start + _BLOCK)
@@ -217,7 +217,7 @@ class VecchiaGP(GaussianModel):
         expect_inputs(X, self.X)
         index = self._together(X)
         batch = X.shape[:-2]
-        with _evaluating(self):
+        with evaluating(self):
             with torch.no_grad():
                 residual = self.y - self.mean_module(self.X)
                 flat = index.reshape(-1, index.shape[-1])
