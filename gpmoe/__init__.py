@@ -4,15 +4,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpmoe.estimators import GPRegressor, MixtureOfExpertsRegressor
+    from gpmoe.estimators import GPRegressor, GridGPRegressor, MixtureOfExpertsRegressor, SparseGPRegressor
     from gpmoe.io import load
 
-__all__ = ["GPRegressor", "MixtureOfExpertsRegressor", "__version__", "load"]
+__all__ = [
+    "GPRegressor",
+    "GridGPRegressor",
+    "MixtureOfExpertsRegressor",
+    "SparseGPRegressor",
+    "__version__",
+    "load",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "GPRegressor": "gpmoe.estimators",
+    "GridGPRegressor": "gpmoe.estimators",
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
+    "SparseGPRegressor": "gpmoe.estimators",
     "load": "gpmoe.io",
 }
 _SUBMODULES = {

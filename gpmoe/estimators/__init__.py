@@ -1,6 +1,8 @@
 """The front door: scikit-learn style estimators that answer in the caller's units."""
 
 from gpmoe.estimators.gp_regressor import GPRegressor
+from gpmoe.estimators.grid_gp_regressor import GridGPRegressor
 from gpmoe.estimators.mixture_of_experts_regressor import MixtureOfExpertsRegressor
+from gpmoe.estimators.sparse_gp_regressor import SparseGPRegressor
 
-__all__ = ["GPRegressor", "MixtureOfExpertsRegressor"]
+__all__ = ["GPRegressor", "GridGPRegressor", "MixtureOfExpertsRegressor", "SparseGPRegressor"]

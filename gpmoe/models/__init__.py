@@ -1,7 +1,25 @@
-"""Models: data, GPyTorch parts and exact posteriors; each is a BoTorch model."""
+"""Models: data, GPyTorch parts and posteriors; each is a BoTorch model."""
 
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.gaussian_model import ConditionedGP
+from gpmoe.models.inducing_points import greedy_inducing_points, kmeans_inducing_points
+from gpmoe.models.iterative_gp import IterativeGP
+from gpmoe.models.kronecker_gp import KroneckerGP
 from gpmoe.models.mixture_of_experts import MixtureOfExperts, MixturePosterior
+from gpmoe.models.sparse_gp import SparseGP
+from gpmoe.models.stochastic_variational_gp import StochasticVariationalGP
+from gpmoe.models.vecchia_gp import VecchiaGP
 
-__all__ = ["ConditionedGP", "ExactGP", "MixtureOfExperts", "MixturePosterior"]
+__all__ = [
+    "ConditionedGP",
+    "ExactGP",
+    "IterativeGP",
+    "KroneckerGP",
+    "MixtureOfExperts",
+    "MixturePosterior",
+    "SparseGP",
+    "StochasticVariationalGP",
+    "VecchiaGP",
+    "greedy_inducing_points",
+    "kmeans_inducing_points",
+]
