@@ -166,9 +166,7 @@ def test_a_periodic_kernel_of_gpytorch_reaches_its_parameters(normal: Normal) ->
     want = kernel(X).to_dense() @ V
     assert_close(got, want, atol=1e-10, rtol=1e-10)
     parameters = list(kernel.parameters())
-    for a, b in zip(
-        torch.autograd.grad(got, parameters, G), torch.autograd.grad(want, parameters, G), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(got, parameters, G), torch.autograd.grad(want, parameters, G), strict=True):
         assert_close(a, b, atol=1e-8, rtol=1e-8)
 
 
