@@ -1,6 +1,10 @@
 """Small data for all tests, drawn by a generator of their own."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,3 +28,16 @@ def table(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     X = 4 * torch.rand(20, 2, dtype=torch.float64, generator=generator)
     noise = torch.randn(20, dtype=torch.float64, generator=generator)
     return X, X[:, 0].sin() + 0.3 * X[:, 1] + 0.1 * noise
+
+
+@pytest.fixture
+def pass_in_interpreter() -> Callable[[str], None]:
+    """Runs a file of tests where Triton interprets its kernels, which it decides when it is imported."""
+
+    def run(name: str) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name(name))]
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run

@@ -80,7 +80,7 @@ def _factor_gradient(  # type: ignore[no-untyped-def]
 
 # Longest sides of a tile along the rows of A, its columns and p: by registers, without spills, in the machine code for
 # sm_90 (`benchmarks/gpu.py` prints them). Shorter axes take the next power of two from 16.
-MULTIPLY_TILES = {torch.float32: (64, 16, 64), torch.float64: (32, 16, 32)}
+MULTIPLY_TILES = {torch.float32: (64, 16, 32), torch.float64: (32, 16, 32)}
 GRADIENT_TILES = {torch.float32: (64, 64, 32), torch.float64: (32, 32, 16)}
 _PROGRAMS = 512  # below so many tiles of a factor's gradient, left and right are shared out among programs too
 

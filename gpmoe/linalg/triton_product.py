@@ -189,7 +189,6 @@ GRADIENT_TILES = {
     torch.float32: {(8, _MOST): Tile(32, 32, 256, 8), (_MOST, _MOST): Tile(16, 128, 512, 3)},
     torch.float64: {(_MOST, _MOST): Tile(16, 32, 256, 3)},
 }
-_PADDED = 128  # points are padded to a multiple of this, itself a multiple of every tile's sides
 _PROGRAMS = 2048  # below so many blocks of rows, columns are shared out among programs too
 _TOGETHER = 64  # right-hand sides of one pass
 _FEW = 4  # right-hand sides that a thread sums itself
@@ -199,9 +198,16 @@ def _tile(table: dict[torch.dtype, dict[tuple[int, int], Tile]], dtype: torch.dt
     return next(tile for (rows, most), tile in table[dtype].items() if rows >= D and columns <= most)
 
 
-def _padded(rows: Tensor, lines: int = 0) -> Tensor:
-    """Points filled up with zeros to a multiple of `_PADDED`, and lines (of right-hand sides) to `lines`."""
-    return pad(rows, (0, -rows.shape[-1] % _PADDED, 0, max(0, lines - rows.shape[0]))).contiguous()
+def block(packed: Packed) -> int:
+    """Points are padded to a multiple of this, the longest side of the tiles that the kernel may take."""
+    D, dtype = packed.Z1.shape[0], packed.Z1.dtype
+    tiles = [_tile(table, dtype, D, columns) for table in (PRODUCT_TILES, GRADIENT_TILES) for columns in (1, _MOST)]
+    return max(max(tile.rows, tile.columns) for tile in tiles)
+
+
+def _padded(rows: Tensor, multiple: int, lines: int = 0) -> Tensor:
+    """Points filled up with zeros to a multiple, and lines (of right-hand sides) to `lines`."""
+    return pad(rows, (0, -rows.shape[-1] % multiple, 0, max(0, lines - rows.shape[0]))).contiguous()
 
 
 def _constants(packed: Packed, tile: Tile) -> dict[str, Any]:
@@ -228,7 +234,8 @@ def product_launch(packed: Packed, V: Tensor, *, tf32: bool = False) -> Launch:
     """The kernel of `triton_product` without gradients, ready to run or to compile ahead of time.
 
     Args:
-        packed: the kernel and its scaled inputs, ``(D, n)`` and ``(D, m)``, points padded to a multiple of 128.
+        packed: the kernel and its scaled inputs, ``(D, n)`` and ``(D, m)``, points padded with zeros to
+            multiples of `block`.
         V: right-hand sides, transposed and padded likewise with zeros, ``(c, m)``, c up to 4, or 8, 16, 32 or 64.
         tf32: products by tensor cores, at their precision.
 
@@ -281,7 +288,7 @@ def _product(packed: Packed, V: Tensor, n: int, tf32: bool) -> Tensor:
     groups = V.mT.split(_TOGETHER)
     lines = [max(1, len(group)) if len(group) <= _FEW else max(8, _power_of_two(len(group))) for group in groups]
     parts = [
-        product_launch(packed, _padded(group, line), tf32=tf32).run("out").sum(0)[: len(group), :n]
+        product_launch(packed, _padded(group, block(packed), line), tf32=tf32).run("out").sum(0)[: len(group), :n]
         for group, line in zip(groups, lines, strict=True)
     ]
     return torch.cat(parts).mT
@@ -290,7 +297,7 @@ def _product(packed: Packed, V: Tensor, n: int, tf32: bool) -> Tensor:
 def _row_gradients(packed: Packed, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of sum_c left_c' K right_c for Z1, shape and scale; `left` ``(n, c)``, `right` ``(m, c)``."""
     lines = _power_of_two(left.shape[-1])
-    left, right = _padded(left.mT, lines), _padded(right.mT, lines)
+    left, right = (_padded(side.mT, block(packed), lines) for side in (left, right))
     dZ, dshape, dscale = [], [], []
     for term, (start, end) in enumerate(zip(packed.leaves[:-1], packed.leaves[1:], strict=True)):
         for leaf in range(int(start), int(end)):
@@ -336,8 +343,9 @@ class _TritonProduct(torch.autograd.Function):
 
 def _with(packed: Packed, Z1: Tensor, Z2: Tensor | None, shape: Tensor, scale: Tensor) -> Packed:
     """The same kernel of these points, padded."""
-    second = None if Z2 is None else _padded(Z2)
-    return replace(packed, Z1=_padded(Z1), Z2=second, shape=shape.contiguous(), scale=scale.contiguous())
+    size = block(packed)
+    second = None if Z2 is None else _padded(Z2, size)
+    return replace(packed, Z1=_padded(Z1, size), Z2=second, shape=shape.contiguous(), scale=scale.contiguous())
 
 
 def triton_product(packed: Packed, V: Tensor, *, tf32: bool = False) -> Tensor:
