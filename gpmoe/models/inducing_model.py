@@ -19,7 +19,7 @@ from gpytorch.means import Mean
 from torch import Tensor
 from torch.nn import Parameter
 
-from gpmoe.errors import ShapeError
+from gpmoe.errors import InputError, ShapeError
 from gpmoe.linalg import lapack
 from gpmoe.linalg.cross_covariance import cross_covariance
 from gpmoe.linalg.stationary import dense_covariance
@@ -83,6 +83,17 @@ class InducingModel(LearnableModel):
     def _determinants(self) -> list[Tensor]:
         """What q(v) depends on."""
         return [*self.parameters(), *self.buffers()]
+
+    def log_marginal_likelihood(self) -> Tensor:
+        """Refused: a model with inducing points has a bound of it.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no marginal likelihood but a bound of it: pass the objective, `fit(gp, elbo)` "
+            "with `gpmoe.inference.elbo`."
+        )
 
     def jitter_needed(self) -> float:
         """See `LearnableModel.jitter_needed`; of the inducing points' covariance."""
