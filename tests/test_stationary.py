@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gpmoe.kernels import FeatureKernel
-from gpmoe.linalg import fused, pool, pool
+from gpmoe.linalg import fused, pool
 from gpmoe.linalg.stationary import fill_covariance, pack, row_blocks, stationary_terms
 from gpmoe.models import ExactGP
 
