@@ -37,10 +37,11 @@ class VecchiaGP(LearnableModel):
     of the covariance ("response" Vecchia).
 
     Good for one to about five inputs that matter (maps, images, time and space) and any number of rows from some
-    thousands on; 30 neighbours are usually within a fraction of a nat per thousand rows. Not for d >= 8: neighbours
-    are then all far away, and the likelihood falls short by hundreds of nats (on 5,000 rows in 8 dimensions with 20
-    neighbours by 438); use `ExactGP` or a sparse model there. Noise much larger than the signal also asks for more
-    neighbours. Below some 5,000 rows `ExactGP` costs little more.
+    thousands on. More neighbours come nearer to the exact likelihood: on 1,500 rows of a smooth surface in two
+    dimensions with a noise variance of 0.04, the value was 12 nats off with 30, 1.5 with 60 and 0.4 with 120; smooth
+    kernels and much noise ask for more, since information then comes from far away. Not for d >= 8: neighbours are
+    all far away there, and the likelihood falls short by hundreds of nats (on 5,000 rows in 8 dimensions with 20
+    neighbours by 438); use `ExactGP` or a sparse model. Below some 5,000 rows `ExactGP` is affordable, and exact.
 
     Order and neighbours are chosen once, by distance in inputs scaled by the lengthscales of the moment, and held
     through a fit, so that its objective is smooth. Where a fit moves lengthscales of different inputs far apart,
