@@ -73,7 +73,11 @@ class CovarianceOperator(LinearOperator):
     """
 
     def __init__(
-        self, *tensors: Tensor, source: Source, plan: ProductPlan, batch: torch.Size = torch.Size()  # noqa: B008
+        self,
+        *tensors: Tensor,
+        source: Source,
+        plan: ProductPlan,
+        batch: torch.Size = torch.Size(),  # noqa: B008
     ) -> None:
         super().__init__(*tensors, source=source, plan=plan, batch=batch)
         self.source = source

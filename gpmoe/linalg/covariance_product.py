@@ -23,9 +23,7 @@ from gpmoe.linalg.tiled_product import tiled_product
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 
-def covariance_product(
-    kernel: Kernel, X1: Tensor, X2: Tensor | None, V: Tensor, *, engine: Wanted = "auto"
-) -> Tensor:
+def covariance_product(kernel: Kernel, X1: Tensor, X2: Tensor | None, V: Tensor, *, engine: Wanted = "auto") -> Tensor:
     """K(X1, X2) V, differentiable once in V, X1, X2 and every parameter of the kernel.
 
     Args:

@@ -109,7 +109,11 @@ def _take_rows(V, first, count, out):
 def _multiply_few(i0, i1, j0, j1, both, Z1, Z2, V1, V2, out1, out2, rows, family, shape, leaves, scale, scales):
     """out1[i0:i1] += K V2[j0:j1] and, with `both`, out2[j0:j1] += K' V1[i0:i1], by loops."""
     T, t = Z1.dtype, V2.shape[1]
-    block, memory, work = np.empty((len(Z2), _WIDTH), T), np.zeros(_STRIP * _WIDTH, T), np.empty((2, _STRIP * _WIDTH), T)
+    block, memory, work = (
+        np.empty((len(Z2), _WIDTH), T),
+        np.zeros(_STRIP * _WIDTH, T),
+        np.empty((2, _STRIP * _WIDTH), T),
+    )
     v, u = np.empty((t, _WIDTH), T), np.empty((_STRIP, t), T)
     across, down = np.empty((_STRIP, t)), np.empty((t, _WIDTH), T)
     for j in range(j0, j1, _WIDTH):
@@ -144,7 +148,11 @@ def _multiply_few(i0, i1, j0, j1, both, Z1, Z2, V1, V2, out1, out2, rows, family
 def _multiply_many(i0, i1, j0, j1, both, Z1, Z2, V1, V2, out1, out2, rows, family, shape, leaves, scale, scales):
     """As `_multiply_few`, by BLAS."""
     T, t = Z1.dtype, V2.shape[1]
-    block, memory, work = np.empty((len(Z2), _NARROW), T), np.zeros(_TALL * _NARROW, T), np.empty((2, _STRIP * _NARROW), T)
+    block, memory, work = (
+        np.empty((len(Z2), _NARROW), T),
+        np.zeros(_TALL * _NARROW, T),
+        np.empty((2, _STRIP * _NARROW), T),
+    )
     v, u = np.empty((_NARROW, t), T), np.empty((_TALL, t), T)
     across, down = np.empty((_TALL, t), T), np.empty((_NARROW, t), T)
     for j in range(j0, j1, _NARROW):
@@ -221,7 +229,9 @@ def _times_others(w, k, skip, count, m, g):
 
 
 @njit(**EXACT)
-def _differentiate(i0, i1, j0, j1, Z1, Z2, A, B, dZ1, dZ2, d_shape, d_scale, rows, family, shape, leaves, scale, scales):
+def _differentiate(
+    i0, i1, j0, j1, Z1, Z2, A, B, dZ1, dZ2, d_shape, d_scale, rows, family, shape, leaves, scale, scales
+):
     """Add the gradients of sum_ij W_ij K_ij over a block, W = A B'."""
     T, D, u = Z1.dtype, len(Z1), A.shape[1]
     block, dblock = np.empty((D, _NARROW), T), np.zeros((D, _NARROW), T)

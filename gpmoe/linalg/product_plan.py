@@ -100,7 +100,9 @@ def plan_terms(
         raise InputError(f"`engine` must be 'auto' or one of {', '.join(get_args(Engine))}; got {engine!r}.")
     if batched(kernel, X1, X2):
         if engine not in ("auto", "dense"):
-            raise InputError(f"engine={engine!r} takes no batch dimensions; use engine='dense', or loop over the batch.")
+            raise InputError(
+                f"engine={engine!r} takes no batch dimensions; use engine='dense', or loop over the batch."
+            )
         memory = X1.shape[:-1].numel() * (X1 if X2 is None else X2).shape[-2] * X1.element_size()
         return ProductPlan("dense", "batch dimensions" if engine == "auto" else "asked for", float("nan"), memory)
     if engine != "auto":

@@ -79,9 +79,7 @@ def differentiate(
 
 class _TiledProduct(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, kernel: Kernel, X1: Tensor, X2: Tensor | None, V: Tensor, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, kernel: Kernel, X1: Tensor, X2: Tensor | None, V: Tensor, *parameters: Tensor) -> Tensor:
         ctx.arguments = kernel, X1, X2, V
         return multiply(kernel, X1, X2, V)
 
