@@ -6,7 +6,7 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
-from gpmoe.linalg.stationary import StationaryKernel, Term, stationary_terms
+from gpmoe.linalg.stationary import StationaryKernel, Term, product_terms
 
 
 class FeatureKernel(StationaryKernel):
@@ -38,4 +38,4 @@ class FeatureKernel(StationaryKernel):
 
     def stationary_terms(self, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
         """The base kernel's terms, of the features."""
-        return stationary_terms(self.base_kernel, self.feature_map(X1), None if X2 is None else self.feature_map(X2))
+        return product_terms(self.base_kernel, self.feature_map(X1), None if X2 is None else self.feature_map(X2))

@@ -17,6 +17,7 @@ import numpy as np
 from gpmoe.linalg.compiler import njit
 from gpmoe.linalg.exponential import EXACT, exp_scaled, fma, log1p_pair
 
+
 FAST: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": True}
 
 
