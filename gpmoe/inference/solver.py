@@ -10,7 +10,7 @@ import torch
 
 from gpmoe.linalg.alternating_projections import factorise_blocks
 from gpmoe.linalg.low_rank import randomly_pivoted_cholesky
-from gpmoe.linalg.operator import CovarianceOperator
+from gpmoe.linalg.operator import SymmetricOperator
 from gpmoe.linalg.preconditioners import adapted_preconditioner, precondition
 from gpmoe.linalg.systems import BlockSystem, DescentSystem, PreconditionedSystem
 
@@ -84,7 +84,7 @@ class ConjugateGradients:
     schedule: Schedule = Schedule()
 
     def prepare(
-        self, operator: CovarianceOperator, *, columns: int = 1, tolerance: float | None = None
+        self, operator: SymmetricOperator, *, columns: int = 1, tolerance: float | None = None
     ) -> PreconditionedSystem:
         """See `linalg.systems.LinearSolver`."""
         wanted = self.tolerance if tolerance is None else tolerance
@@ -120,7 +120,7 @@ class AlternatingProjections:
     memory: float = 2e9
     schedule: Schedule = Schedule()
 
-    def prepare(self, operator: CovarianceOperator, *, columns: int = 1, tolerance: float | None = None) -> BlockSystem:
+    def prepare(self, operator: SymmetricOperator, *, columns: int = 1, tolerance: float | None = None) -> BlockSystem:
         """See `linalg.systems.LinearSolver`."""
         wanted = self.tolerance if tolerance is None else tolerance
         return BlockSystem(operator, factorise_blocks(operator, self.block_size), wanted, self.max_passes)
@@ -151,7 +151,7 @@ class StochasticDualDescent:
     schedule: Schedule = Schedule()
 
     def prepare(
-        self, operator: CovarianceOperator, *, columns: int = 1, tolerance: float | None = None
+        self, operator: SymmetricOperator, *, columns: int = 1, tolerance: float | None = None
     ) -> DescentSystem:
         """See `linalg.systems.LinearSolver`."""
         wanted = self.tolerance if tolerance is None else tolerance

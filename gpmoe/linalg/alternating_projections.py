@@ -22,7 +22,7 @@ from torch import Tensor
 from gpmoe.errors import InputError
 from gpmoe.linalg import lapack
 from gpmoe.linalg.factorisation import not_positive_definite
-from gpmoe.linalg.operator import CovarianceOperator, product
+from gpmoe.linalg.operator import SymmetricOperator, product
 from gpmoe.linalg.solution import Solution, expect_right_hand_sides, relative
 
 _REPLACEMENT = 10  # passes after which the running residual is computed anew
@@ -36,7 +36,7 @@ class Blocks:
     factors: tuple[Tensor, ...]
 
 
-def factorise_blocks(operator: CovarianceOperator, block_size: int) -> Blocks:
+def factorise_blocks(operator: SymmetricOperator, block_size: int) -> Blocks:
     """Cholesky factors of C[I, I] for consecutive blocks of rows.
 
     Raises:
@@ -49,7 +49,7 @@ def factorise_blocks(operator: CovarianceOperator, block_size: int) -> Blocks:
     return Blocks(tuple(index), tuple(_factor(operator, rows) for rows in index))
 
 
-def _factor(operator: CovarianceOperator, rows: Tensor) -> Tensor:
+def _factor(operator: SymmetricOperator, rows: Tensor) -> Tensor:
     L = operator.rows(rows)[:, rows].contiguous()
     lapack.diagonal(L).add_(operator.noise[rows])
     if lapack.cholesky_(L):
@@ -58,7 +58,7 @@ def _factor(operator: CovarianceOperator, rows: Tensor) -> Tensor:
 
 
 def alternating_projections(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     B: Tensor,
     *,
     blocks: Blocks,
@@ -104,7 +104,7 @@ def _reached(R: Tensor, goal: Tensor) -> bool:
     return bool((torch.linalg.vector_norm(R, dim=0) <= goal).all())
 
 
-def _project(operator: CovarianceOperator, blocks: Blocks, X: Tensor, R: Tensor, norms: Tensor) -> None:
+def _project(operator: SymmetricOperator, blocks: Blocks, X: Tensor, R: Tensor, norms: Tensor) -> None:
     """Solve the block with the largest residual, over all right-hand sides relative to their norms, in place."""
     squares = (R / norms.clamp_min(torch.finfo(R.dtype).tiny)).square().sum(1)
     chosen = int(torch.stack([squares[rows].sum() for rows in blocks.index]).argmax())

@@ -21,7 +21,7 @@ import time
 import torch
 from torch import Tensor
 
-from gpmoe.linalg.operator import CovarianceOperator
+from gpmoe.linalg.operator import SymmetricOperator
 from gpmoe.linalg.preconditioners import Preconditioner
 from gpmoe.linalg.solution import Solution, expect_right_hand_sides, relative
 
@@ -30,7 +30,7 @@ _LONGEST = 200  # iterations of one inner loop in float32, which may not see tha
 
 
 def conjugate_gradients(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     B: Tensor,
     *,
     preconditioner: Preconditioner | None = None,
@@ -90,7 +90,7 @@ def conjugate_gradients(
 
 
 def _descend(
-    operator: CovarianceOperator, preconditioner: Preconditioner | None, r: Tensor, target: Tensor, most: int
+    operator: SymmetricOperator, preconditioner: Preconditioner | None, r: Tensor, target: Tensor, most: int
 ) -> tuple[Tensor, int]:
     """CG for C D = r from zero until each column's recursive residual is below its target; D and the iterations."""
     whole = torch.zeros_like(r)

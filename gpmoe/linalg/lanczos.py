@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gpmoe.errors import InputError
-from gpmoe.linalg.operator import CovarianceOperator
+from gpmoe.linalg.operator import SymmetricOperator
 from gpmoe.linalg.preconditioners import Preconditioner
 
 _EXHAUSTED = 1e-10  # of the norm, below which a Krylov space is complete
@@ -48,7 +48,7 @@ class Estimate:
 
 
 def log_determinant(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     *,
     preconditioner: Preconditioner | None = None,
     probes: int = 16,
@@ -75,7 +75,7 @@ def log_determinant(
 
 
 def trace_of(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     function: Callable[[Tensor], Tensor],
     *,
     probes: int = 16,
@@ -94,7 +94,7 @@ def trace_of(
     return _estimate(0.0, values, taken, began)
 
 
-def _normal(operator: CovarianceOperator, probes: int, generator: torch.Generator | None) -> Tensor:
+def _normal(operator: SymmetricOperator, probes: int, generator: torch.Generator | None) -> Tensor:
     if probes < 1:
         raise InputError(f"`probes` must be at least 1; got {probes}.")
     noise = operator.noise
@@ -107,7 +107,7 @@ def _estimate(exact: float, values: Tensor, steps: int, began: float) -> Estimat
 
 
 def _quadrature(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     preconditioner: Preconditioner | None,
     v: Tensor,
     steps: int,
@@ -124,7 +124,7 @@ def _quadrature(
 
 
 def _tridiagonal(
-    operator: CovarianceOperator, preconditioner: Preconditioner | None, v: Tensor, steps: int
+    operator: SymmetricOperator, preconditioner: Preconditioner | None, v: Tensor, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lanczos with full reorthogonalisation: diagonals, off-diagonals ``(steps, probes)``, and |P^-½ v|².
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gpmoe.errors import InputError
 from gpmoe.linalg import lapack
-from gpmoe.linalg.operator import CovarianceOperator, product
+from gpmoe.linalg.operator import SymmetricOperator, product
 
 _BLOCK = 128
 _NOTHING = 1e-12  # of the trace, below which the rest is rounding
@@ -45,7 +45,7 @@ class LowRank:
     left: float
 
 
-def pivoted_cholesky(operator: CovarianceOperator, rank: int) -> LowRank:
+def pivoted_cholesky(operator: SymmetricOperator, rank: int) -> LowRank:
     """Greedy pivoted Cholesky: each pivot is the row with the largest remaining variance.
 
     Args:
@@ -58,7 +58,7 @@ def pivoted_cholesky(operator: CovarianceOperator, rank: int) -> LowRank:
     return growing.result()
 
 
-def nystrom(operator: CovarianceOperator, rank: int, *, generator: torch.Generator | None = None) -> LowRank:
+def nystrom(operator: SymmetricOperator, rank: int, *, generator: torch.Generator | None = None) -> LowRank:
     """Nyström approximation from uniformly drawn rows.
 
     Args:
@@ -74,7 +74,7 @@ def nystrom(operator: CovarianceOperator, rank: int, *, generator: torch.Generat
 
 
 def randomly_pivoted_cholesky(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     rank: int,
     *,
     generator: torch.Generator | None = None,
@@ -101,7 +101,7 @@ def randomly_pivoted_cholesky(
 class _Growing:
     """A factor to which blocks of pivots are appended."""
 
-    def __init__(self, operator: CovarianceOperator, rank: int) -> None:
+    def __init__(self, operator: SymmetricOperator, rank: int) -> None:
         n = len(operator.noise)
         if rank < 0:
             raise InputError(f"`rank` must be at least 0; got {rank}.")

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from gpmoe.errors import ShapeError
 from gpmoe.linalg import lapack
+from gpmoe.linalg.covariance_product import covariance_product
 from gpmoe.linalg.stationary import fill_covariance
 from gpmoe.shapes import expect_floating, expect_shape
 
 
-class CovarianceOperator(Protocol):
+class SymmetricOperator(Protocol):
     """C = K + diag(noise), symmetric and positive definite, ``(n, n)``."""
 
     @property
@@ -63,15 +64,15 @@ class DenseOperator:
         self.noise = noise
 
     def matmul(self, V: Tensor) -> Tensor:
-        """See `CovarianceOperator`."""
+        """See `SymmetricOperator`."""
         return product(self.K.to(V.dtype), V) + self.noise.to(V.dtype)[:, None] * V
 
     def diagonal(self) -> Tensor:
-        """See `CovarianceOperator`."""
+        """See `SymmetricOperator`."""
         return lapack.diagonal(self.K)
 
     def rows(self, index: Tensor) -> Tensor:
-        """See `CovarianceOperator`."""
+        """See `SymmetricOperator`."""
         return self.K[index]
 
 
@@ -106,18 +107,18 @@ class KernelOperator:
         self._single: Kernel | None = None
 
     def matmul(self, V: Tensor) -> Tensor:
-        """See `CovarianceOperator`."""
+        """See `SymmetricOperator`."""
         with torch.no_grad():
             return self._covariance_times(V).add_(self.noise.to(V.dtype)[:, None] * V)
 
     def diagonal(self) -> Tensor:
-        """See `CovarianceOperator`."""
+        """See `SymmetricOperator`."""
         with torch.no_grad():
             diagonal: Tensor = self.kernel(self.X, diag=True)
         return diagonal
 
     def rows(self, index: Tensor) -> Tensor:
-        """See `CovarianceOperator`."""
+        """See `SymmetricOperator`."""
         out = self.X.new_empty(len(index), len(self.X))
         fill_covariance(self.kernel, self.X[index], self.X, out)
         return out
@@ -137,10 +138,8 @@ class KernelOperator:
 
 def covariance_times(kernel: Kernel, X1: Tensor, X2: Tensor, V: Tensor) -> Tensor:
     """K(X1, X2) V without gradients, ``(m, c)`` for X1 ``(m, d)``, X2 ``(n, d)`` and V ``(n, c)``."""
-    out = V.new_empty(len(X1), V.shape[1])
-    for rows, block in _blocks_of_rows(kernel, X1, X2):
-        out[rows] = product(block, V)
-    return out
+    with torch.no_grad():
+        return covariance_product(kernel, X1, None if X1 is X2 else X2, V)
 
 
 def covariance_in_single(kernel: Kernel, X: Tensor) -> Tensor:

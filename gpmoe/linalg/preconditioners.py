@@ -22,7 +22,7 @@ from torch import Tensor
 from gpmoe.errors import InputError
 from gpmoe.linalg import lapack
 from gpmoe.linalg.low_rank import LowRank, randomly_pivoted_cholesky
-from gpmoe.linalg.operator import CovarianceOperator, product
+from gpmoe.linalg.operator import SymmetricOperator, product
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Preconditioner:
         return self.noise.sqrt()[:, None] * (g + self.T.mT @ (self.L.mT @ h))
 
 
-def precondition(operator: CovarianceOperator, low_rank: LowRank) -> Preconditioner:
+def precondition(operator: SymmetricOperator, low_rank: LowRank) -> Preconditioner:
     """The preconditioner of an operator whose K is approximated by a low rank.
 
     Raises:
@@ -97,7 +97,7 @@ def precondition(operator: CovarianceOperator, low_rank: LowRank) -> Preconditio
 
 
 def adapted_preconditioner(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     *,
     tolerance: float,
     columns: int,

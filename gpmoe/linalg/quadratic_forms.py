@@ -32,7 +32,8 @@ def quadratic_forms(kernel: Kernel, X: Tensor, V: Tensor, weights: Tensor, *, me
         A scalar.
     """
     V, weights = V.detach(), weights.detach()
-    value = ((V * covariance_times(kernel, X.detach(), X.detach(), V)).sum(0) * weights).sum()
+    x = X.detach()
+    value = ((V * covariance_times(kernel, x, x, V)).sum(0) * weights).sum()
     terms = stationary_terms(kernel, X) if 8 * len(X) ** 2 <= memory else None
     if terms is not None:
         packed = pack(terms)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpmoe.errors import NotConvergedWarning, ShapeError
-from gpmoe.linalg.operator import CovarianceOperator
+from gpmoe.linalg.operator import SymmetricOperator
 from gpmoe.shapes import expect_finite, expect_floating
 
 
@@ -46,7 +46,7 @@ class Solution:
             warnings.warn(text, NotConvergedWarning, stacklevel=stacklevel + 1)
 
 
-def expect_right_hand_sides(B: Tensor, operator: CovarianceOperator) -> None:
+def expect_right_hand_sides(B: Tensor, operator: SymmetricOperator) -> None:
     """Check right-hand sides against an operator.
 
     Raises:

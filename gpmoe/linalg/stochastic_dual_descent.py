@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from gpmoe.errors import InputError
-from gpmoe.linalg.operator import CovarianceOperator, product
+from gpmoe.linalg.operator import SymmetricOperator, product
 from gpmoe.linalg.solution import Solution, expect_right_hand_sides, relative
 
 _MOMENTUM = 0.9
 
 
 def stochastic_dual_descent(
-    operator: CovarianceOperator,
+    operator: SymmetricOperator,
     B: Tensor,
     *,
     batch_size: int = 512,
@@ -83,7 +83,7 @@ def stochastic_dual_descent(
     return Solution(best, R, residuals, passes, bool((residuals * norms <= goal).all()), time.perf_counter() - began)
 
 
-def _step_size(operator: CovarianceOperator, batch_size: int, generator: torch.Generator | None) -> float:
+def _step_size(operator: SymmetricOperator, batch_size: int, generator: torch.Generator | None) -> float:
     """A step in the rows drawn at which momentum stays stable: by C's largest eigenvalue and by its largest entry.
 
     A step moves `batch_size` of n coordinates, in expectation batch_size / n of a full gradient step; the largest

@@ -9,7 +9,7 @@ from torch import Tensor
 from gpmoe.linalg.alternating_projections import Blocks, alternating_projections
 from gpmoe.linalg.conjugate_gradients import conjugate_gradients
 from gpmoe.linalg.lanczos import Estimate, log_determinant
-from gpmoe.linalg.operator import CovarianceOperator
+from gpmoe.linalg.operator import SymmetricOperator
 from gpmoe.linalg.preconditioners import Preconditioner
 from gpmoe.linalg.solution import Solution
 from gpmoe.linalg.stochastic_dual_descent import stochastic_dual_descent
@@ -41,9 +41,7 @@ class LinearSolver(Protocol):
     def memory(self) -> float:
         """Bytes that an operator may take to keep its covariance in float32."""
 
-    def prepare(
-        self, operator: CovarianceOperator, *, columns: int = 1, tolerance: float | None = None
-    ) -> LinearSystem:
+    def prepare(self, operator: SymmetricOperator, *, columns: int = 1, tolerance: float | None = None) -> LinearSystem:
         """Do once what all solves with an operator share, for so many right-hand sides to the solver's tolerance."""
 
 
@@ -51,7 +49,7 @@ class LinearSolver(Protocol):
 class PreconditionedSystem:
     """An operator with a preconditioner, to be solved by `conjugate_gradients`; its fields are that function's."""
 
-    operator: CovarianceOperator
+    operator: SymmetricOperator
     preconditioner: Preconditioner | None
     tolerance: float
     max_iterations: int
@@ -89,7 +87,7 @@ class PreconditionedSystem:
 class BlockSystem:
     """An operator with factors of its diagonal blocks, to be solved by `alternating_projections`."""
 
-    operator: CovarianceOperator
+    operator: SymmetricOperator
     blocks: Blocks
     tolerance: float
     max_passes: int
@@ -119,7 +117,7 @@ class BlockSystem:
 class DescentSystem:
     """An operator to be solved by `stochastic_dual_descent`; its fields are that function's."""
 
-    operator: CovarianceOperator
+    operator: SymmetricOperator
     batch_size: int
     tolerance: float
     max_passes: int
@@ -151,6 +149,6 @@ class DescentSystem:
         return noise_bound(self.operator, R)
 
 
-def noise_bound(operator: CovarianceOperator, R: Tensor) -> Tensor:
+def noise_bound(operator: SymmetricOperator, R: Tensor) -> Tensor:
     """r'D⁻¹r for each column of R, at least r'C⁻¹r; infinite where there is no noise."""
     return (R.square() / operator.noise[:, None]).sum(0).nan_to_num(nan=0.0, posinf=float("inf"))
