@@ -35,8 +35,8 @@ def expect_memory(n: int, matrices: int) -> None:
             f"exact inference on n={n} rows needs {needed / 1e9:.1f} GB ({needed} bytes), and {at_hand / 1e9:.1f} GB "
             "are at hand. Ways out: fit to a random subset of the rows (`X[::k]`, about "
             f"{int((at_hand / 8 / matrices) ** 0.5)} of them would fit); an iterative solver, which needs less "
-            '(`solver=ConjugateGradients()` of gpmoe.inference.solver, or `solver="auto"`); a sparse GP (`SparseGPRegressor`); '
-            "for data on a grid, `GridGPRegressor`; a machine with more memory."
+            '(`solver=ConjugateGradients()` of gpmoe.inference.solver, or `solver="auto"`); a sparse GP '
+            "(`SparseGPRegressor`); for data on a grid, `GridGPRegressor`; a machine with more memory."
         )
 
 

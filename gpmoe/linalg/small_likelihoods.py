@@ -118,10 +118,13 @@ def pull_back_problem(w, n, m, local, start, family, scale, b, memory, dZ, dshap
 
 
 class Likelihoods(torch.autograd.Function):
+    """Log likelihoods of all problems ``(B,)`` and their gradients in one compiled pass."""
+
     @staticmethod
     def forward(
         ctx: Any, Z: Tensor, shape: Tensor, scale: Tensor, residual: Tensor, noise: Tensor, problem: SmallProblems
     ) -> Tensor:
+        """Values, with the gradients that `backward` passes on."""
         arrays = [part.detach().contiguous().numpy() for part in (Z, shape, scale, residual, noise)]
         value = np.zeros(len(problem.ragged))
         gradients = [np.zeros_like(array) for array in arrays]

@@ -123,6 +123,8 @@ def _close_weights(w, n, m, dnoise):  # type: ignore[no-untyped-def]
 
 
 class Posteriors(torch.autograd.Function):
+    """Posterior means and variances at the new points of all problems in one compiled pass."""
+
     @staticmethod
     def forward(
         ctx: Any,

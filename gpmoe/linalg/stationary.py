@@ -99,6 +99,7 @@ def product_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None = None) -> list[
 
 
 def selected_terms(kernel: Kernel, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
+    """`stationary_terms` of any dtype and device, whether or not a compiled pass is at hand."""
     if kernel.active_dims is not None:
         X1 = X1.index_select(-1, kernel.active_dims)
         X2 = None if X2 is None else X2.index_select(-1, kernel.active_dims)

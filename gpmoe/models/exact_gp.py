@@ -242,6 +242,11 @@ class ExactGP(LearnableModel):
 
 
 def expect_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
+    """Check training data of a model.
+
+    Raises:
+        ShapeError, DtypeError, NonFiniteError: naming what came and what was wanted.
+    """
     expect_floating("X", X)
     expect_floating("y", y, like=X)
     expect_shape("X", X, last=(-1, -1))
@@ -263,6 +268,7 @@ def expect_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
 
 
 def make_likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGaussianLikelihood:
+    """The likelihood that a model's `noise` argument stands for; see `ExactGP`."""
     if isinstance(noise, (GaussianLikelihood, FixedNoiseGaussianLikelihood)):
         return noise
     if noise is None:
