@@ -17,7 +17,6 @@ import numpy as np
 from gpmoe.linalg.compiler import njit
 from gpmoe.linalg.exponential import EXACT, exp_scaled, fma, log1p_pair
 
-
 FAST: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": True}
 
 
