@@ -18,7 +18,7 @@ except ModuleNotFoundError:
         """Leave a function as it is."""
         return function
 
-    def overload(function: Any, **options: Any) -> Callable[[Any], Any]:  # type: ignore[no-redef]
+    def overload(function: Any, **options: Any) -> Callable[[Any], Any]:  # type: ignore[misc]
         """Leave a function as it is."""
         return lambda implementation: implementation
 

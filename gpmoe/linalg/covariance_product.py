@@ -3,7 +3,7 @@
 | engine | what it does | kernels | where |
 |---|---|---|---|
 | dense | makes K and multiplies; differentiable twice, with batch dimensions | any | anywhere |
-| fused | one pass over blocks that stay in cache; half for a symmetric K | sums and products of stationary ones | CPU |
+| fused | one pass over blocks in cache; a symmetric K costs half | sums and products of stationary ones | CPU |
 | tiled | blocks of rows in torch, recomputed for gradients | any | anywhere |
 | keops | a program that KeOps compiles, about ten seconds for each formula | as fused | anywhere |
 | triton | distances, kernel and product in registers | as fused, no spectral mixtures | CUDA |

@@ -22,7 +22,9 @@ Tensors = tuple[Tensor, ...]
 class Source(Protocol):
     """A covariance as a function of tensors; those of a square one hold its inputs once."""
 
-    square: bool
+    @property
+    def square(self) -> bool:
+        """Whether it is the covariance of points with themselves."""
 
     def size(self, tensors: Tensors) -> tuple[int, int]:
         """(n, m)."""
@@ -78,7 +80,7 @@ class PackedSource:
             product = self.multiply(copies, V)
         return torch.autograd.grad(product, copies, U, allow_unused=True)
 
-    def select(self, tensors: Tensors, rows: Any, columns: Any) -> tuple["PackedSource", Tensors]:
+    def select(self, tensors: Tensors, rows: Any, columns: Any) -> tuple[Source, Tensors]:
         """See `Source`."""
         Z1, *between, shape, scale = tensors
         Z2 = between[0] if between else Z1
@@ -164,7 +166,7 @@ class KernelSource:
         dX1, dX2, rest = tiled_product.differentiate(self.kernel, *self._inputs(tensors), U, V)
         return (dX1, *([] if dX2 is None else [dX2]), *rest)
 
-    def select(self, tensors: Tensors, rows: Any, columns: Any) -> tuple["KernelSource", Tensors]:
+    def select(self, tensors: Tensors, rows: Any, columns: Any) -> tuple[Source, Tensors]:
         """See `Source`."""
         X1, X2 = self._inputs(tensors)
         parameters = tensors[1 if self.square else 2 :]

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, call-arg"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, call-arg, var-annotated"
 """exp(-s) and log(1 + q) in float32 and float64, in instructions that a compiler can vectorise (Numba).
 
 With c = 1/ln 2 split in two, c = c_hi + c_lo, and a fused multiply-add that rounds once,

@@ -79,6 +79,7 @@ def _product(packed: Packed, Z1: Tensor, Z2: Tensor, shape: Tensor, scale: Tenso
             x, y = (lazy(Z[rows].mT.contiguous().unsqueeze(axis)) for Z, axis in ((Z1, 1), (Z2, 0)))
             term = term * _leaf(int(packed.family[index]), ((x - y) ** 2).sum(-1), lazy(shape[index : index + 1]))
         total = term if total is None else total + term
+    assert total is not None
     return total @ V.contiguous()
 
 

@@ -4,6 +4,7 @@ Seconds of one product are start + pairs · nanoseconds a pair / threads. The fi
 (Zen 3) in float32; float64 takes twice as long. They need to be right to a factor of two: engines differ by more.
 """
 
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -147,9 +148,7 @@ def _problem(engine: Engine, terms: list[Term] | None, X1: Tensor) -> Exception 
 
 def _interpreted() -> bool:
     """Whether Triton runs in its interpreter, as in tests: then it takes tensors on the CPU, slowly."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+    return bool(importlib.import_module("triton").knobs.runtime.interpret)
 
 
 def _estimate(

@@ -148,7 +148,7 @@ def _spectral_terms(kernel: SpectralMixtureKernel, X1: Tensor, X2: Tensor | None
         assert Z[0] is not None
         assert U[0] is not None
         circles = [Leaf(COSINE, U[0][:, i], None if U[1] is None else U[1][:, i]) for i in range(d)]
-        terms.append(Term(kernel.mixture_weights[list(chosen)].prod(), (Leaf(fused.RBF, *Z), *circles)))
+        terms.append(Term(kernel.mixture_weights[list(chosen)].prod(), (Leaf(fused.RBF, Z[0], Z[1]), *circles)))
     return terms
 
 

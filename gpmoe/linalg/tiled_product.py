@@ -90,9 +90,11 @@ class _TiledProduct(torch.autograd.Function):
                 "the tiled product can be differentiated once; leave out create_graph=True, or use engine='dense'."
             )
         kernel, X1, X2, V = ctx.arguments
-        dV, dX1, dX2, rest = None, None, None, [None] * (len(ctx.needs_input_grad) - 4)
+        dV, dX1, dX2 = None, None, None
+        rest: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 4)
         if ctx.needs_input_grad[3]:
             dV = multiply(kernel, X1 if X2 is None else X2, None if X2 is None else X1, grad)
         if any(g for i, g in enumerate(ctx.needs_input_grad) if i != 3):
-            dX1, dX2, rest = differentiate(kernel, X1, X2, grad, V)
+            dX1, dX2, gradients = differentiate(kernel, X1, X2, grad, V)
+            rest = list(gradients)
         return (None, dX1, dX2, dV, *rest)
