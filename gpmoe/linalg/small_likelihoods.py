@@ -118,6 +118,8 @@ def pull_back_problem(w, n, m, local, start, family, scale, b, memory, dZ, dshap
 
 
 class Likelihoods(torch.autograd.Function):
+    """log p(y) of each problem, ``(B,)``, as a function of scaled inputs and hyperparameters."""
+
     @staticmethod
     def forward(
         ctx: Any, Z: Tensor, shape: Tensor, scale: Tensor, residual: Tensor, noise: Tensor, problem: SmallProblems

@@ -123,6 +123,8 @@ def _close_weights(w, n, m, dnoise):  # type: ignore[no-untyped-def]
 
 
 class Posteriors(torch.autograd.Function):
+    """Mean less the prior's and variance at each new point, as a function of inputs and hyperparameters."""
+
     @staticmethod
     def forward(
         ctx: Any,

@@ -25,6 +25,8 @@ Neighbours = NDArray[np.int32]
 
 
 class Blocked(_Precomputed):
+    """The likelihood as a function of X, residual, noise and the kernel's learnable tensors."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -100,6 +102,7 @@ def conditioning_factor(
 def blocked_marginals(
     kernel: Kernel, X: Tensor, residual: Tensor, noise: Tensor, X_new: Tensor, neighbours: Neighbours
 ) -> tuple[Tensor, Tensor]:
+    """See `vecchia.vecchia_marginals`."""
     means, variances = [X.new_zeros(0)], [X.new_zeros(0)]
     for start in range(0, len(X_new), _rows_at_once(neighbours)):
         rows = slice(start, start + _rows_at_once(neighbours))
@@ -116,6 +119,7 @@ def blocked_marginals(
 
 
 def no_factor(count: int) -> NotPositiveDefiniteError:
+    """The error for a row whose covariance with its neighbours has no factor."""
     return NotPositiveDefiniteError(
         f"the covariance of a row and its {count} neighbours is not positive definite at a relative jitter of "
         f"1e-6 (1e-3 in float32).\nUsual causes, most likely first: repeated rows of X (merge them); a noise "
