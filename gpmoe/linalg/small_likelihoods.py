@@ -118,7 +118,11 @@ def pull_back_problem(w, n, m, local, start, family, scale, b, memory, dZ, dshap
 
 
 class Likelihoods(torch.autograd.Function):
+<<<<<<< HEAD
     """Log likelihoods of all problems ``(B,)`` and their gradients in one compiled pass."""
+=======
+    """log p(y) of each problem, ``(B,)``, as a function of scaled inputs and hyperparameters."""
+>>>>>>> piece-local
 
     @staticmethod
     def forward(

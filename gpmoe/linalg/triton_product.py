@@ -173,7 +173,7 @@ class Tile(NamedTuple):
 
 
 # For up to so many rows of Z and so many right-hand sides, in this order; chosen by registers (hardly a spill), by
-# instructions and loads a pair in the machine code for sm_90, not yet by time on a GPU, which `benchmarks/gpu.py` takes.
+# instructions and loads a pair in the machine code for sm_90, not yet by time on a GPU (`benchmarks/gpu.py`).
 # A fixed table rather than a measurement at run time: tiles decide the order of sums.
 _MOST = 1 << 30
 PRODUCT_TILES = {
