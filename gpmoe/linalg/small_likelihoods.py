@@ -118,17 +118,12 @@ def pull_back_problem(w, n, m, local, start, family, scale, b, memory, dZ, dshap
 
 
 class Likelihoods(torch.autograd.Function):
-<<<<<<< HEAD
-    """Log likelihoods of all problems ``(B,)`` and their gradients in one compiled pass."""
-=======
     """log p(y) of each problem, ``(B,)``, as a function of scaled inputs and hyperparameters."""
->>>>>>> piece-local
 
     @staticmethod
     def forward(
         ctx: Any, Z: Tensor, shape: Tensor, scale: Tensor, residual: Tensor, noise: Tensor, problem: SmallProblems
     ) -> Tensor:
-        """Values, with the gradients that `backward` passes on."""
         arrays = [part.detach().contiguous().numpy() for part in (Z, shape, scale, residual, noise)]
         value = np.zeros(len(problem.ragged))
         gradients = [np.zeros_like(array) for array in arrays]

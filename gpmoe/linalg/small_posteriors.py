@@ -123,11 +123,7 @@ def _close_weights(w, n, m, dnoise):  # type: ignore[no-untyped-def]
 
 
 class Posteriors(torch.autograd.Function):
-<<<<<<< HEAD
-    """Posterior means and variances at the new points of all problems in one compiled pass."""
-=======
     """Mean less the prior's and variance at each new point, as a function of inputs and hyperparameters."""
->>>>>>> piece-local
 
     @staticmethod
     def forward(

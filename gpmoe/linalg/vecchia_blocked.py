@@ -25,11 +25,7 @@ Neighbours = NDArray[np.int32]
 
 
 class Blocked(_Precomputed):
-<<<<<<< HEAD
-    """Vecchia's log likelihood and its gradients in blocks of rows, for any kernel, dtype and device."""
-=======
     """The likelihood as a function of X, residual, noise and the kernel's learnable tensors."""
->>>>>>> piece-local
 
     @staticmethod
     def forward(
@@ -106,11 +102,7 @@ def conditioning_factor(
 def blocked_marginals(
     kernel: Kernel, X: Tensor, residual: Tensor, noise: Tensor, X_new: Tensor, neighbours: Neighbours
 ) -> tuple[Tensor, Tensor]:
-<<<<<<< HEAD
-    """Posterior mean and variance of each new point given its neighbours, ``(q,)`` each; see `vecchia_marginals`."""
-=======
     """See `vecchia.vecchia_marginals`."""
->>>>>>> piece-local
     means, variances = [X.new_zeros(0)], [X.new_zeros(0)]
     for start in range(0, len(X_new), _rows_at_once(neighbours)):
         rows = slice(start, start + _rows_at_once(neighbours))
@@ -127,11 +119,7 @@ def blocked_marginals(
 
 
 def no_factor(count: int) -> NotPositiveDefiniteError:
-<<<<<<< HEAD
-    """The error for a row whose neighbours' covariance has no factor."""
-=======
     """The error for a row whose covariance with its neighbours has no factor."""
->>>>>>> piece-local
     return NotPositiveDefiniteError(
         f"the covariance of a row and its {count} neighbours is not positive definite at a relative jitter of "
         f"1e-6 (1e-3 in float32).\nUsual causes, most likely first: repeated rows of X (merge them); a noise "
