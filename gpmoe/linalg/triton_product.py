@@ -172,8 +172,8 @@ class Tile(NamedTuple):
     unrolled: int
 
 
-# For up to so many rows of Z and so many right-hand sides, in this order; chosen by registers (hardly a spill), by
-# instructions and loads a pair in the machine code for sm_90, not yet by time on a GPU, which `benchmarks/gpu.py` takes.
+# For up to so many rows of Z and so many right-hand sides, in this order; chosen by registers (hardly a spill) and by
+# instructions and loads a pair in the machine code for sm_90, not yet by time on a GPU: `benchmarks/gpu.py` takes it.
 # A fixed table rather than a measurement at run time: tiles decide the order of sums.
 _MOST = 1 << 30
 PRODUCT_TILES = {
