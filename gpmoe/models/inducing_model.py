@@ -99,6 +99,11 @@ class InducingModel(LearnableModel):
         """See `LearnableModel.jitter_needed`; of the inducing points' covariance."""
         return self.factor().jitter
 
+    @property
+    def solved_by(self) -> str:
+        """The approximation in words, for reports."""
+        return f"Cholesky() of {self.inducing_points.shape[-2]} inducing points"
+
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """See `GaussianModel.latent`."""
         expect_inputs(X, self.X)
