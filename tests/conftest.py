@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +41,12 @@ def pass_in_interpreter() -> Callable[[str], None]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture
+def linear_operator_defaults() -> Iterator[None]:
+    """linear_operator's own settings for a test, which BoTorch changes for the process when it is imported."""
+    from linear_operator import settings
+
+    with settings.max_cholesky_size(800), settings.fast_computations(True, True, True):
+        yield

@@ -15,6 +15,7 @@ from gpmoe.linalg.covariance_operator import CovarianceOperator, covariance_oper
 from gpmoe.linalg.covariance_source import PackedSource
 
 Normal = Callable[..., Tensor]
+pytestmark = pytest.mark.usefixtures("linear_operator_defaults")
 
 
 def points(n: int, seed: int) -> Tensor:

@@ -25,7 +25,10 @@ def kron(factors: list[Tensor]) -> Tensor:
     return reduce(two, factors)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what linear_operator warns of in its own tests
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # what linear_operator warns of in its own tests
+    pytest.mark.usefixtures("linear_operator_defaults"),
+]
 
 
 class TestKroneckerOperator(LinearOperatorTestCase, TestCase):

@@ -112,7 +112,7 @@ def fit_quietly(
         reason=best.reason,
         jitter=gp.jitter_needed(),
         seconds=time.perf_counter() - start,
-        solver=f"{gp.solved_by or solver} by {lapack.provider()}",
+        solver=gp.solved_by or f"{solver} by {lapack.provider()}",
         starts=tuple(end.value for end in ends),
     )
     return report

@@ -102,7 +102,7 @@ class InducingModel(LearnableModel):
     @property
     def solved_by(self) -> str:
         """The approximation in words, for reports."""
-        return f"Cholesky() of {self.inducing_points.shape[-2]} inducing points"
+        return f"Cholesky() of {self.inducing_points.shape[-2]} inducing points by {lapack.provider()}"
 
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """See `GaussianModel.latent`."""

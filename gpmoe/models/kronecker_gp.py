@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gpmoe.errors import InputError, NonFiniteError, ShapeError
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
+from gpmoe.linalg import lapack
 from gpmoe.linalg.complement import Complement, Iterative
 from gpmoe.linalg.grid_cells import CellCovariance
 from gpmoe.linalg.kronecker import KroneckerEigen, along_axes, outer
@@ -188,7 +189,7 @@ class KroneckerGP(LearnableModel):
     @property
     def solved_by(self) -> str:
         """The way that the plan takes, for reports."""
-        return str(self.report)
+        return f"{self.report} by {lapack.provider()}"
 
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """See `GaussianModel.latent`."""
