@@ -125,7 +125,7 @@ def test_kernel_values_are_within_four_ulp_of_the_value_at_their_distance(family
 
 
 @pytest.mark.parametrize("columns", [1, 16])
-def test_float32_sums_are_as_accurate_as_pairwise_ones(columns: int, normal: Normal) -> None:
+def test_float32_sums_are_within_a_small_factor_of_pairwise_ones(columns: int, normal: Normal) -> None:
     X, V, kernel = normal(3000, 3).float(), normal(3000, columns).float(), RBFKernel()
     with torch.no_grad():
         K = fused_matrix(pack(product_terms(kernel, X)))

@@ -13,7 +13,7 @@ from gpmoe.kernels import FeatureKernel
 class TestFeatureKernel(BaseKernelTestCase, unittest.TestCase):
     """RBF of bent inputs, as many features as inputs."""
 
-    test_kernel_getitem_broadcast = None  # indexes a batch of kernels by broadcasting, which wrappers don't take
+    test_kernel_getitem_broadcast = None  # fails: expanding a wrapped batch of kernels, then indexing it by broadcasting
 
     def create_kernel_no_ard(self, **kwargs: Any) -> FeatureKernel:
         active_dims = kwargs.pop("active_dims", None)
