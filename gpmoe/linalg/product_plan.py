@@ -1,7 +1,8 @@
 """Which engine computes a covariance product, by a model of its time and memory, and why.
 
-Seconds of one product are start + pairs · nanoseconds a pair / threads. The figures were measured on an AVX2 processor
-(Zen 3) in float32; float64 takes twice as long. They need to be right to a factor of two: engines differ by more.
+Seconds of one product are start + pairs · nanoseconds a pair / threads. The figures are rounded from timings in float32
+on an AVX2 processor (Zen 3); float64 takes twice as long. They need to be right to a factor of two: engines differ by
+more.
 """
 
 import importlib
