@@ -74,7 +74,12 @@ def test_what_is_not_positive_definite_is_refused_by_name() -> None:
         factorise_in_single(indefinite)
 
 
-def test_many_columns_over_a_slow_spectrum_take_the_whole_factor_where_there_is_room(operator: DenseOperator) -> None:
+def test_many_columns_over_a_slow_spectrum_take_the_whole_factor_where_there_is_room(
+    normal: Callable[..., Tensor],
+) -> None:
+    X = normal(1500, 6)
+    operator = DenseOperator((-torch.cdist(X, X)).exp(), torch.full((1500,), 0.01, dtype=torch.float64))
+
     def chosen(*, whole: bool, columns: int) -> object:
         generator = torch.Generator().manual_seed(0)
         return adapted_preconditioner(
