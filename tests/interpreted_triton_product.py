@@ -232,7 +232,9 @@ def spectral_mixture(normal: Normal) -> gpk.Kernel:
     ],
     ids=["spectral mixture", "sum"],
 )
-def test_covariance_products_of_kernels_run_on_this_engine(make: Callable[[Normal], gpk.Kernel], normal: Normal) -> None:
+def test_covariance_products_of_kernels_run_on_this_engine(
+    make: Callable[[Normal], gpk.Kernel], normal: Normal
+) -> None:
     kernel, X, V = make(normal).double(), normal(9, 2).requires_grad_(), normal(9, 2)
     got = covariance_product(kernel, X, None, V, engine="triton")
     want = kernel(X).to_dense() @ V

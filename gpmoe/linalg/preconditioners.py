@@ -23,8 +23,7 @@ from gpmoe.errors import InputError
 from gpmoe.linalg import lapack
 from gpmoe.linalg.low_rank import LowRank, randomly_pivoted_cholesky
 from gpmoe.linalg.operator import SymmetricOperator, product
-from gpmoe.linalg.single_factor import SingleFactor, factorise_in_single
-
+from gpmoe.linalg.single_factor import factorise_in_single
 
 _BEFORE_WHOLE = 4  # ranks that the model has to see before it gives up on all of them
 
@@ -198,8 +197,8 @@ class TimeModel:
         return 6 * self.n * rank**2 + (iterations + 2) * (self._product + application)
 
     def cost_of_whole(self) -> float:
-        """Operations to factorise C in float32 and to refine with it, each step of which gains a factor of 20."""
-        iterations = math.log(2 / self.tolerance) / math.log(20)
+        """Operations to factorise C in float32 and to refine with it, each step of which gains a factor of 100."""
+        iterations = math.log(2 / self.tolerance) / math.log(100)
         application = self._chunks * 32 * self.n**2 + 2 * self.n**2 * self.columns
         return self.n**3 / 3 + (iterations + 2) * (self._product + application)
 

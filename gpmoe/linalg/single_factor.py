@@ -98,6 +98,6 @@ def factorise_in_single(operator: SymmetricOperator) -> SingleFactor:
             return SingleFactor(C, shift, 1 + 2 * shift / float(operator.noise.min()))
         shift *= 10
     raise NotPositiveDefiniteError(
-        f"covariance of shape {(n, n)} is not positive definite in float32 with {shift / 10:.1e} added to its diagonal; "
-        "raise the lower bound of the noise variance, or give `preconditioner_rank`."
+        f"covariance of shape {(n, n)} is not positive definite in float32 with {shift / 10:.1e} added to its "
+        "diagonal; raise the lower bound of the noise variance, or give `preconditioner_rank`."
     )

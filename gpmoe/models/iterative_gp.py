@@ -34,6 +34,7 @@ from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _COLUMNS = 256  # right-hand sides that are solved for at once
 _ACCURACY = 0.01  # largest relative error of a variance
+_RESIDUAL = 1e-3  # relative, that such variances ask of solves, about
 _ROUNDS = 6  # of solves, each to a smaller tolerance where the last one left too much
 
 
@@ -181,7 +182,7 @@ class IterativeGP(LearnableModel):
         solved = self.solved()
         if columns > 2 * solved.columns:
             with torch.no_grad(), evaluating(self):
-                solved.system = self._prepared(columns, _ACCURACY)
+                solved.system = self._prepared(columns, _RESIDUAL)
             solved.columns = columns
         return solved
 
