@@ -1,6 +1,7 @@
 """Softmax and probit of GPs: against dense algebra, quadrature and Monte Carlo."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -76,7 +77,10 @@ def test_log_prior_is_minus_the_divergence(name: str, k: int, X: Tensor, normal)
         else:
             psi = gate.psi
             phi = (-0.5 * psi**2).exp() / (2 * torch.pi) ** 0.5
-            z, noise = (psi + phi * (r[:, 0] / torch.special.ndtr(psi) - r[:, 1] / torch.special.ndtr(-psi)))[:, None], 1
+            z, noise = (
+                (psi + phi * (r[:, 0] / torch.special.ndtr(psi) - r[:, 1] / torch.special.ndtr(-psi)))[:, None],
+                1,
+            )
         prior = MultivariateNormal(torch.zeros(12, dtype=torch.float64), K)
         moments = [dense(K, column, noise) for column in z.mT]
         divergence = sum(kl_divergence(MultivariateNormal(mean, C), prior) for mean, C in moments)
@@ -91,7 +95,7 @@ def test_steps_climb_to_a_fixed_point(name: str, k: int, X: Tensor, normal) -> N
         for _ in range(20):
             gate.fit_step(X, r)
             values.append(float(gate.bound(X, r)))
-    assert all(new >= old - 1e-10 for old, new in zip(values, values[1:], strict=False))
+    assert all(new >= old - 1e-10 for old, new in pairwise(values))
     assert values[-1] - values[-2] < 1e-7
 
 

@@ -143,7 +143,7 @@ def grouped(rows: list[int], local_share: float, strength: float = 10.0) -> tupl
 
 
 def test_global_local_shares_are_the_conjugate_posterior_by_monte_carlo() -> None:
-    gate, X, _ = grouped([3, 20], 0.6)
+    gate, _, _ = grouped([3, 20], 0.6)
     rng = np.random.default_rng(0)
     for group, n in enumerate([3, 20]):
         alpha = torch.from_numpy(rng.beta(9 + 0.4 * n, 1 + 0.6 * n, 400_000))

@@ -3,9 +3,9 @@
     π_j(x) = g_j(x) prod_{i<j} (1 - g_i(x)),     g_j(x) = σ(w_j'[1, x, u_j(x)]),     the last expert takes the rest
 
 Stage j sees what expert j and the one before it say, so dearer experts need not be asked:
-u_j = (log σ_j, |μ_j - μ_{j-1}|, log σ_j - log σ_{j-1}). To stop at stage j costs C_j = sum_{i<=j} c_i. At a price of λ
-nats for a unit of cost the E-step is r_nj ∝ π_j(x_n) p_j(y_n) exp(-λ C_j), whose limit of hard assignments is the target
-argmin_j [loss_j + λ C_j] of JEI-DNN, and the M-step is one logistic regression a stage.
+u_j = (log σ_j, |μ_j - μ_{j-1}|, log σ_j - log σ_{j-1}). To stop at stage j costs C_j = sum_{i<=j} c_i. At a price of
+λ nats for a unit of cost the E-step is r_nj ∝ π_j(x_n) p_j(y_n) exp(-λ C_j), whose limit of hard assignments is the
+target argmin_j [loss_j + λ C_j] of JEI-DNN, and the M-step is one logistic regression a stage.
 
 | symbol | name in code | shape |
 |---|---|---|
@@ -27,7 +27,7 @@ from torch.nn.functional import logsigmoid
 
 from gpmoe.errors import InputError, UnsupportedKernelError
 from gpmoe.gates.expert_outputs import ExpertOutput, HeldOut, outputs_of
-from gpmoe.gates.logistic_regression import fit_logistic, logistic_objective, negative_hessian
+from gpmoe.gates.logistic_regression import fit_logistic, negative_hessian
 from gpmoe.gates.stick_breaking import break_sticks, mass_left
 
 
@@ -92,7 +92,9 @@ class CascadeGate(gpytorch.Module):
     ) -> None:
         super().__init__()
         if not experts or len(costs) != len(experts):
-            raise InputError(f"`costs` must have one for each of at least one expert, {len(experts)}; got {len(costs)}.")
+            raise InputError(
+                f"`costs` must have one for each of at least one expert, {len(experts)}; got {len(costs)}."
+            )
         if min(costs) < 0 or not 0 <= price < float("inf"):
             raise InputError(f"costs and price must not be negative; got {list(costs)} and {price}.")
         if held_out is not None:
@@ -131,7 +133,7 @@ class CascadeGate(gpytorch.Module):
         return (responsibilities * self.expected_log_probs(X)).sum() + self.log_prior()
 
     def log_occam_factor(self, X: Tensor) -> Tensor:
-        """Laplace's approximation of what the weights' posterior is narrower than their prior, all rows reaching by π."""
+        """What the weights' posterior is narrower than their prior, by Laplace's approximation at the gate's own π."""
         A = self._learning_features(X)
         probs = self._log_probs(A).exp()
         mass = probs[:, :-1] + mass_left(probs)

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, UnsupportedKernelError
-from gpmoe.gates.expert_outputs import ExpertOutput, HeldOut, learn_from_held_out, outputs_of
+from gpmoe.gates.expert_outputs import ExpertOutput, HeldOut, outputs_of
 from gpmoe.gates.softmax import SoftmaxGate
+from gpmoe.gates.stacking import learn_from_held_out
 
 _NEIGHBOURS = 10  # the bandwidth is the median distance to so many
 _LEAST_SHARE = 1e-3  # of a density, so that its logarithm stays a feature of order one

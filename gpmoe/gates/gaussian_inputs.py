@@ -10,7 +10,7 @@ over what is missing, which is exact where nothing is.
 |---|---|---|
 | m_k | `mean` | (k, d) |
 | S_k | `covariance` | (k, d, d) |
-| κ₀, ν₀, Ψ₀ = ψ₀ I, m₀ = 0 | `_KAPPA`, `_nu`, `_psi` | |
+| κ₀, Ψ₀ = ψ₀ I, m₀ = 0, ν₀ = d + 2 | `_KAPPA`, `_psi` | |
 | E[x_n], cov[x_n] given what is seen and expert k | `filled`, `spread` | (n, d), (d, d) |
 
 Source: Bishop (2006), sec. 9.2 and 12.2.1; the prior is Fraley and Raftery (2007), Bayesian regularization for normal
@@ -37,7 +37,7 @@ class GaussianInputs(torch.nn.Module):
     """One Gaussian of the inputs for each expert, at the mode of its posterior.
 
     The prior is for inputs of about zero mean and unit variance; without data an expert's Gaussian is the prior's
-    mode, zero mean and a variance of ψ₀ = e^(-2/d) over ν₀ + d + 2 (full) or ν₀ + 3 (diagonal): e experts fill the space.
+    mode, zero mean and a variance of ψ₀ = e^(-2/d), so that e experts fill the space, over ν₀ + d + 2 (full) or ν₀ + 3.
 
     Args:
         n_experts: k.
@@ -66,12 +66,12 @@ class GaussianInputs(torch.nn.Module):
         if covariance not in ("full", "diagonal"):
             raise InputError(f"`covariance` must be 'full' or 'diagonal'; got {covariance!r}.")
         self.kind: Covariance = covariance
-        self._nu = (n_features if covariance == "full" else 1) + 2.0
+        self._least_rows = 2.0 * n_features + 4 if covariance == "full" else 6.0  # ν₀ + d + 2, ν₀ = d + 2; d = 1 each
         self.effective = float(n_experts) if effective is None else effective
         self._psi = self.effective ** (-2 / n_features)
         eye = torch.eye(n_features, dtype=torch.float64)
         self.register_buffer("mean", torch.zeros(n_experts, n_features, dtype=torch.float64))
-        self.register_buffer("covariance", (self._psi / self._rows(0.0) * eye).repeat(n_experts, 1, 1))
+        self.register_buffer("covariance", (self._psi / self._least_rows * eye).repeat(n_experts, 1, 1))
 
     @property
     def n_parameters(self) -> int:
@@ -97,7 +97,7 @@ class GaussianInputs(torch.nn.Module):
             scatter = torch.diag_embed(scatter.diagonal(dim1=-2, dim2=-1))
         eye = torch.eye(X.shape[-1], dtype=X.dtype)
         scatter = 0.5 * (scatter + scatter.mT) + self._psi * eye
-        self.mean, self.covariance = mean, scatter / self._rows(count)[:, None, None]
+        self.mean, self.covariance = mean, scatter / (self._least_rows + count)[:, None, None]
 
     def log_density(self, X: Tensor) -> Tensor:
         """log N of what is seen of each row under each expert, ``(*batch, m, k)``; 0 where nothing is."""
@@ -117,17 +117,13 @@ class GaussianInputs(torch.nn.Module):
         precision = torch.linalg.inv(self.covariance)
         fit = self._psi * precision.diagonal(dim1=-2, dim2=-1).sum(-1)
         fit = fit + _KAPPA * torch.einsum("ki,kij,kj->k", self.mean, precision, self.mean)
-        return -0.5 * (self._rows(0.0) * torch.logdet(self.covariance) + fit).sum()
+        return -0.5 * (self._least_rows * torch.logdet(self.covariance) + fit).sum()
 
     def of_experts(self, experts: Tensor) -> "GaussianInputs":
         """The Gaussians of some experts, given their indices."""
         part = GaussianInputs(len(experts), self.mean.shape[-1], self.kind, effective=self.effective)
         part.mean, part.covariance = self.mean[experts], self.covariance[experts]
         return part
-
-    def _rows(self, count: Tensor | float) -> Tensor | float:
-        """What the posterior scatter is divided by at the mode."""
-        return self._nu + count + (self.mean.shape[-1] + 2 if self.kind == "full" else 3)
 
     def _log_density(self, x: Tensor, seen: Tensor) -> Tensor:
         """``(m, k)`` of rows x ``(m, p)`` of which the inputs `seen` ``(p,)`` are there."""

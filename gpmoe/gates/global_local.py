@@ -30,7 +30,8 @@ class GlobalLocalGate(gpytorch.Module):
 
     Args:
         n_groups: g; the gate has 1 + g experts, the global one first.
-        column: of X that holds the group, 0 to g - 1; NaN, or a number outside, is a group without an expert.
+        column: of X that holds the group, 0 to g - 1; NaN, or a number outside, is a group without an expert. Experts
+            that should not see it take a kernel whose `active_dims` leave it out.
         prior_rows: s, how many rows of a group the prior is worth.
         global_share: π₀, prior mean of the global expert's share.
 
