@@ -72,7 +72,7 @@ def test_router_recovers_a_boundary_that_is_not_linear(normal) -> None:
     X = normal(400, 2)
     inside = X.norm(dim=-1) < 1.2
     router = fitted_router(X, torch.stack([inside, ~inside], -1).double(), dropout=0.05)
-    for _ in range(3):
+    for _ in range(8):
         router.fit_step(X, torch.stack([inside, ~inside], -1).double())
     new = normal(400, 2)
     clear = (new.norm(dim=-1) - 1.2).abs() > 0.3
@@ -97,7 +97,7 @@ def test_router_is_built_again_from_its_description(X: Tensor, normal) -> None:
 
 
 def test_router_refuses_wrong_arguments() -> None:
-    with pytest.raises(InputError, match=r"\[0, 1\) and `passes` at least 2; got 1\.0 and 32"):
+    with pytest.raises(InputError, match=r"\[0, 1\) and `passes` at least 2; got 1\.0 and 16"):
         UncertaintyRouter(2, 1, dropout=1.0)
 
 

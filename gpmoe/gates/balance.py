@@ -51,7 +51,7 @@ def usage_log_prior(log_probs: Tensor, concentration: float = 2.0) -> Tensor:
         InputError: for a concentration below 1, which would reward collapse.
 
     Source: Ormoneit and Tresp (1998), Averaging, maximum penalized likelihood and Bayesian estimation for improving
-        Gaussian mixture probability density estimates, sec. IV, with usage for mixing weights.
+        Gaussian mixture probability density estimates, with usage for mixing weights.
     """
     if not 1 <= concentration < math.inf:
         raise InputError(f"`concentration` must be at least 1 and finite; got {concentration}.")
@@ -170,7 +170,7 @@ def mutual_information(log_probs: Tensor) -> Tensor:
     Returns:
         ``(*batch,)``, nats; 0 for a gate that ignores its input, log k for balanced and certain routing.
 
-    Source: Bridle, Heading and MacKay (1991), Unsupervised classifiers, mutual information and phantom targets, eq. 5.
+    Source: Bridle, Heading and MacKay (1991), Unsupervised classifiers, mutual information and phantom targets.
     """
     return usage_entropy(log_probs) - routing_entropy(log_probs).mean(-1)
 

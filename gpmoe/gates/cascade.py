@@ -13,8 +13,8 @@ target argmin_j [loss_j + λ C_j] of JEI-DNN, and the M-step is one logistic reg
 | λ | `price` | |
 | w | `weights` | (k - 1, d + 4) |
 
-Source: Chataoui, Coates and others (2024), Jointly-learned exit and inference for a dynamic neural network (JEI-DNN),
-sec. 4.
+Source: Regol, Chataoui and Coates (2024), Jointly-learned exit and inference for a dynamic neural network: JEI-DNN;
+there with hard targets and the top probabilities of classifiers.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ the last, which has no stick of its own and is found by trying each.
 | q(v_j) = Beta(1 + N_j, α + sum_{i>j} N_i) | `_sticks` | (k - 1,) |
 
 Source: Blei and Jordan (2006), Variational inference for Dirichlet process mixtures, sec. 3; the order is Kurihara,
-Welling and Teh (2007), Collapsed variational Dirichlet process mixture models, sec. 4.
+Welling and Teh (2007), Collapsed variational Dirichlet process mixture models.
 """
 
 import math
@@ -32,6 +32,9 @@ _IN_USE = 1.0  # rows that an expert must hold to count as in use
 
 class DirichletProcessGate(gpytorch.Module):
     """A truncated Dirichlet process over experts: give it more than are needed, and it keeps those that are.
+
+    With inputs, experts are kept that only say where rows lie: a cloud that is not Gaussian may keep several. Without,
+    targets alone decide.
 
     Args:
         n_experts: the truncation, k.

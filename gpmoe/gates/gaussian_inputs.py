@@ -14,8 +14,8 @@ over what is missing, which is exact where nothing is.
 | E[x_n], cov[x_n] given what is seen and expert k | `filled`, `spread` | (n, d), (d, d) |
 
 Source: Bishop (2006), sec. 9.2 and 12.2.1; the prior is Fraley and Raftery (2007), Bayesian regularization for normal
-mixture estimation and model-based clustering, sec. 3.2; missing values are Ghahramani and Jordan (1994), Supervised
-learning from incomplete data via an EM approach, sec. 3.
+mixture estimation and model-based clustering; missing values are Ghahramani and Jordan (1994), Supervised
+learning from incomplete data via an EM approach.
 """
 
 import math

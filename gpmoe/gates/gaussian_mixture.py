@@ -37,7 +37,7 @@ class GaussianMixtureGate(gpytorch.Module):
     Raises:
         InputError: for another kind of covariance.
 
-    Source: Xu, Jordan and Hinton (1995), An alternative model for mixtures of experts, sec. 3.
+    Source: Xu, Jordan and Hinton (1995), An alternative model for mixtures of experts.
 
     Example:
         >>> X = torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(-1)

@@ -12,7 +12,7 @@ everywhere. Given ψ, q(h) is a GP regression with noise 1.
 | z = ψ + s | `z` | (n,) |
 
 Source: Albert and Chib (1993), Bayesian analysis of binary and polychotomous response data, whose augmentation has the
-same updates: Girolami and Rogers (2006), Variational Bayesian multinomial probit regression, sec. 3; the integral is
+same updates: Girolami and Rogers (2006), Variational Bayesian multinomial probit regression; the integral is
 Rasmussen and Williams (2006), eq. 3.82.
 """
 

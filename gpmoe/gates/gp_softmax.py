@@ -15,7 +15,7 @@ touches at, q(g_j) is a GP regression with noise 2, and all of them share one Ch
 | z = U'ψ + 2 U'(r - p), pseudo-observations of g | `_pseudo` | (n, k - 1) |
 
 Source: Böhning (1992), Multinomial logistic regression algorithm, sec. 2; as a variational bound, Khan et al. (2010),
-Variational bounds for mixed-data factor analysis, sec. 4.
+Variational bounds for mixed-data factor analysis.
 """
 
 import math

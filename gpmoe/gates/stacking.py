@@ -35,7 +35,7 @@ def learn_from_held_out(
         >>> gate.log_probs(y[:1, None]).exp().round(decimals=2)
         tensor([[0.6200, 0.3800]], dtype=torch.float64)
 
-    Source: Yao, Pirš, Vehtari and Gelman (2022), Bayesian hierarchical stacking, eq. 5; EM as Jordan and Jacobs (1994).
+    Source: Yao, Pirš, Vehtari and Gelman (2022), Bayesian hierarchical stacking; EM as Jordan and Jacobs (1994).
     """
     held_out.check(gate.n_experts)
     log_density = held_out.log_density()

@@ -12,8 +12,8 @@ predictions are free of chance, and all passes go as one product.
 | μ, s² | `logit_moments` | (m, k) |
 
 Source: dropout as approximate inference, Gal and Ghahramani (2016), sec. 4; the correction, MacKay (1992), The evidence
-framework applied to classification networks, sec. 4; for routing, Zhang et al. (2023), MoFME, sec. 3.3, whose released
-router has no dropout and so no uncertainty.
+framework applied to classification networks; for routing, Zhang et al. (2024), Efficient deweather mixture-of-experts
+(MoFME), whose released router has no dropout and so no uncertainty.
 """
 
 import math
@@ -29,7 +29,7 @@ from torch import Tensor
 from gpmoe.errors import InputError
 from gpmoe.gates.balance import routing_entropy
 
-_STEPS = 50  # of L-BFGS in each fit step
+_STEPS = 20  # of L-BFGS in each fit step, which starts where the last one ended
 
 
 class UncertaintyRouter(gpytorch.Module):
@@ -63,7 +63,7 @@ class UncertaintyRouter(gpytorch.Module):
         n_features: int,
         width: int = 16,
         dropout: float = 0.1,
-        passes: int = 32,
+        passes: int = 16,
         precision: float = 0.01,
         seed: int = 0,
     ) -> None:
