@@ -89,7 +89,7 @@ def test_fully_correlated_experts_are_the_exact_process(normal: Normal) -> None:
     tree = clique_tree(data.centers, len(SIZES))
     found = correlated_experts(data.kernel, data.X, data.y, NOISE, data.offsets, tree)
     gp = ExactGP(data.X, data.y, kernel=data.kernel, noise=NOISE)
-    assert found.log_evidence == pytest.approx(float(gp.log_marginal_likelihood()), rel=1e-10)
+    assert found.log_evidence == pytest.approx(gp.log_marginal_likelihood().item(), rel=1e-10)
     assert_close(found.posterior(data.kernel, data.X, 0, data.X_new), gp.marginals(data.X_new), rtol=1e-8, atol=1e-9)
 
 
@@ -105,7 +105,7 @@ def test_smooth_kernels_repeated_rows_and_little_noise_need_no_jitter(noise: flo
     assert bool(mean.isfinite().all())
     assert bool((variance > 0).all())
     if noise < 1:
-        assert_close(mean, y[:5], rtol=0, atol=1e-3)
+        assert_close(mean, y[:5], rtol=0, atol=5e-3)
 
 
 def test_correlation_brings_predictions_nearer_to_the_exact_process(normal: Normal) -> None:

@@ -267,9 +267,12 @@ class LocalExperts(LearnableModel):
         prior = self._prior(X)
         index = torch.from_numpy(experts)
         priors = prior.unsqueeze(-1).expand(means.shape) if hyper.shared else prior[index]
-        noise = hyper.noise.expand(len(X))
-        if not hyper.shared:
+        if hyper.shared:
+            noise = hyper.noise.expand(len(X))
+        else:
             noise = (rules.entropy_power_votes(variances, priors, 1.0) * hyper.noise[index]).sum(-1)
+        if experts.shape[1] == 1:  # one expert is right alone, also where its vote would not be 1
+            return level + means.squeeze(-1), variances.squeeze(-1), noise
         mean, variance = self._aggregate(X, means, variances, priors, level)
         return level + mean, variance, noise
 
@@ -360,5 +363,5 @@ def gaussian_noise(noise: float | None, batch: torch.Size = torch.Size()) -> Gau
     likelihood = GaussianLikelihood(noise_constraint=constraint, batch_shape=batch).double()
     if noise is not None and not 0 < noise < math.inf:
         raise InputError(f"`noise` is a variance and must be positive and finite; got {noise}.")
-    likelihood.noise = 0.1 if noise is None else noise
+    likelihood.noise = torch.tensor(0.1 if noise is None else noise, dtype=torch.float64)  # float64: numbers are rounded
     return likelihood.requires_grad_(noise is None)
