@@ -35,7 +35,7 @@ def surface(normal: Normal, n: int = 90, d: int = 2) -> tuple[Tensor, Tensor]:
 
 def matern(d: int = 2) -> ScaleKernel:
     kernel = ScaleKernel(MaternKernel(nu=2.5, ard_num_dims=d)).double()
-    kernel.outputscale = 1.3
+    kernel.outputscale = torch.tensor(1.3, dtype=torch.float64)
     return kernel
 
 
@@ -280,7 +280,7 @@ def test_experts_may_have_hyperparameters_of_their_own(normal: Normal) -> None:
     plan = ExpertPlan(points_per_expert=60, aggregation="rbcm", shared=False)
     fitted = fit_local_experts(X, y, plan)
     model = fitted.model
-    noise = model.likelihood.noise.squeeze(-1)
+    noise = model.likelihood.noise.detach().squeeze(-1)
     assert model.covar_module.batch_shape == (4,)
     left = torch.from_numpy(model.layout.centers[:, 0]) < 0
     assert float(noise[left].max()) < 0.01 < 0.1 < float(noise[~left].min())

@@ -7,6 +7,7 @@ second file; each cell is read alone and divided among its experts. Shared hyper
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -33,14 +34,16 @@ _SAMPLE = 50_000  # rows on which cells are found
 _BLOCK = 2**16  # rows read at a time
 
 
-def fit_from_file(rows: Array, plan: ExpertPlan, *, n_jobs: int | None = None, cell: int = _CELL) -> FittedExperts:
+def fit_from_file(
+    rows: Array, plan: ExpertPlan, *, n_jobs: int | None = None, cell: int | None = None
+) -> FittedExperts:
     """As `fit_local_experts`, for rows that are mapped into memory.
 
     Args:
         rows: inputs and target, ``(n, d + 1)``, of about unit scale.
         plan: how; `partition` must not be "random".
         n_jobs: see `fit_local_experts`.
-        cell: rows of a batch of experts.
+        cell: rows of a batch of experts, about; 100,000 if None.
 
     Returns:
         The model, whose rows lie in a file of its own.
@@ -56,10 +59,12 @@ def fit_from_file(rows: Array, plan: ExpertPlan, *, n_jobs: int | None = None, c
     sample = torch.from_numpy(rows[np.sort(rng.choice(n, min(n, _SAMPLE), replace=False))])
     pilot = fit_pilot(sample[:, :-1], sample[:, -1], plan, rng)
     units = distance_units(pilot.covar_module, rows.shape[1] - 1)
-    trunk, _ = partition_rows(sample[:, :-1].numpy() / units, max(1, round(n / cell)), cast(Kind, plan.partition))
+    trunk, _ = partition_rows(
+        sample[:, :-1].numpy() / units, max(1, round(n / (_CELL if cell is None else cell))), cast(Kind, plan.partition)
+    )
     stored, cells = _by_cell(rows, trunk, units)
     branches, offsets = [], [0]
-    for first, last in zip(cells[:-1], cells[1:], strict=True):
+    for first, last in pairwise(cells):
         part = np.array(stored[first:last])
         count = max(1, round(len(part) / plan.points_per_expert))
         branch, labels = partition_rows(part[:, :-1] / units, count, cast(Kind, plan.partition))

@@ -8,29 +8,24 @@
 """
 
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
-from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.means import Mean
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gpmoe.errors import InputError
 from gpmoe.inference.fit import fit_quietly
+from gpmoe.inference.fit_each_expert import fit_each_expert
 from gpmoe.inference.report import FitReport
-from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
-from gpmoe.linalg.threads import at_most_threads
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert_layout import ExpertLayout
-from gpmoe.models.local_experts import Aggregation, LocalExperts, gaussian_noise
+from gpmoe.models.local_experts import Aggregation, LocalExperts, expect_rule, gaussian_noise
 from gpmoe.models.partition import Partition, partition_rows, random_parts
 
 Array = NDArray[np.float64]
@@ -38,7 +33,6 @@ Indices = NDArray[np.int64]
 
 _PILOT = 1000  # rows of the process that says what near is
 _LEARNED_FROM = 20_000  # rows of the experts that shared hyperparameters are learned from
-_GROUP = 32  # experts of one task
 
 
 @dataclass(frozen=True)
@@ -72,6 +66,7 @@ class ExpertPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        expect_rule(self.aggregation, shared=self.shared)
         if self.points_per_expert < 1:
             raise InputError(f"`points_per_expert` must be at least 1; got {self.points_per_expert}.")
         if self.partition not in ("kmeans", "tree", "random"):
@@ -158,8 +153,7 @@ def arrange(
         rng: draws the communication expert's rows.
     """
     units = distance_units(pilot.covar_module, X.shape[-1])
-    bounds = zip(offsets[:-1], offsets[1:], strict=True)
-    centers = np.stack([X[int(start) : int(stop)].mean(0).numpy() for start, stop in bounds]) / units
+    centers = np.stack([X[int(start) : int(stop)].mean(0).numpy() for start, stop in pairwise(offsets)]) / units
     if regions is not None:
         regions = replace(regions, normals=regions.normals / units)
     communication = np.zeros(0, dtype=np.int64)
@@ -167,7 +161,9 @@ def arrange(
         communication = np.sort(rng.choice(len(X), min(len(X), plan.points_per_expert), replace=False))
     layout = ExpertLayout(offsets, centers, regions, communication, plan.n_nearest)
     kernel = deepcopy(pilot.covar_module)
-    model = LocalExperts(X, y, layout, aggregation=plan.aggregation, degree=plan.degree, kernel=kernel, noise=plan.noise)
+    model = LocalExperts(
+        X, y, layout, aggregation=plan.aggregation, degree=plan.degree, kernel=kernel, noise=plan.noise
+    )
     model.mean_module.load_state_dict(pilot.mean_module.state_dict())
     model.likelihood.load_state_dict(pilot.likelihood.state_dict())
     return model
@@ -188,7 +184,7 @@ def learn(
     for name in ("covar_module", "mean_module", "likelihood"):
         getattr(model, name).load_state_dict(getattr(together, name).state_dict())
     if not plan.shared:
-        model, report = _learn_each(model, plan, report, n_jobs)
+        model, report = fit_each_expert(model, report, max_iterations=plan.max_iterations, n_jobs=n_jobs)
     seconds = time.perf_counter() - start
     return FittedExperts(model, replace(report, seconds=seconds, solver=f"{model.solved_by} by {lapack.provider()}"))
 
@@ -207,75 +203,3 @@ def _some_experts(model: LocalExperts, rng: np.random.Generator) -> LocalExperts
     some.mean_module.load_state_dict(model.mean_module.state_dict())
     some.likelihood = deepcopy(model.likelihood)
     return some
-
-
-def _learn_each(
-    model: LocalExperts, plan: ExpertPlan, report: FitReport, n_jobs: int | None
-) -> tuple[LocalExperts, FitReport]:
-    """Each expert's own hyperparameters, from the shared ones."""
-    bounds = list(zip(model.layout.offsets[:-1].tolist(), model.layout.offsets[1:].tolist(), strict=True))
-    groups = [bounds[i : i + _GROUP] for i in range(0, len(bounds), _GROUP)]
-    parts = (deepcopy(model.covar_module), deepcopy(model.mean_module), deepcopy(model.likelihood))
-    jobs = (
-        delayed(_fit_group)([(model.X[a:b].clone(), model.y[a:b].clone()) for a, b in group], parts, plan.max_iterations, lapack.provider())
-        for group in groups
-    )
-    ends = [end for group in Parallel(n_jobs=n_jobs)(jobs) for end in group]
-    kernel = build_kernel(_batched(describe_kernel(model.covar_module), len(ends)))
-    own = LocalExperts(model.X, model.y, model.layout, aggregation=plan.aggregation, kernel=kernel, noise=plan.noise)
-    for module, name in ((own.covar_module, "kernel"), (own.mean_module, "mean"), (own.likelihood, "likelihood")):
-        for key, parameter in module.named_parameters():
-            parameter.data.copy_(torch.stack([torch.from_numpy(end.parameters[f"{name}.{key}"]) for end in ends]))
-    value = sum(end.value for end in ends)
-    whole = replace(
-        report,
-        objective_trace=(*report.objective_trace, value),
-        iterations=max(end.iterations for end in ends),
-        evaluations=report.evaluations + sum(end.evaluations for end in ends),
-        converged=all(end.converged for end in ends),
-        reason=f"{sum(end.converged for end in ends)} of {len(ends)} experts converged",
-        jitter=max(end.jitter for end in ends),
-        starts=(value,),
-    )
-    return own, whole
-
-
-@dataclass(frozen=True)
-class _End:
-    """Where one expert's fit ended, in what every backend can carry."""
-
-    parameters: dict[str, Array]
-    value: float
-    iterations: int
-    evaluations: int
-    converged: bool
-    jitter: float
-
-
-def _fit_group(
-    data: Sequence[tuple[Tensor, Tensor]], parts: tuple[Kernel, Mean, GaussianLikelihood], most: int, name: lapack.Provider
-) -> list[_End]:
-    """Fit some experts one after another; what a worker runs, with its parent's LAPACK."""
-    with lapack.use_provider(name), at_most_threads(1):  # in any process, so that results don't depend on which
-        return [_fit_one(X, y, *deepcopy(parts), most) for X, y in data]
-
-
-def _fit_one(X: Tensor, y: Tensor, kernel: Kernel, mean: Mean, likelihood: GaussianLikelihood, most: int) -> _End:
-    gp = ExactGP(X, y, kernel=kernel, mean=mean, noise=likelihood)
-    report = fit_quietly(gp, max_iterations=most)
-    modules = {"kernel": kernel, "mean": mean, "likelihood": likelihood}
-    parameters = {
-        f"{name}.{key}": parameter.detach().numpy().copy()
-        for name, module in modules.items()
-        for key, parameter in module.named_parameters()
-    }
-    value = report.objective_trace[-1] if report.objective_trace else float(gp.log_marginal_likelihood())
-    return _End(parameters, value, report.iterations, report.evaluations, report.converged, report.jitter)
-
-
-def _batched(description: dict[str, Any], count: int) -> dict[str, Any]:
-    """The description of a kernel as that of a batch of kernels."""
-    arguments = dict(description["arguments"])
-    if "base_kernel" in arguments:
-        arguments["base_kernel"] = _batched(arguments["base_kernel"], count)
-    return {**description, "arguments": arguments, "batch_shape": [count]}

@@ -152,7 +152,7 @@ class _Sweep:
         said: dict[int, tuple[Tensor, Tensor]] = {}
         for k in reversed(range(len(sizes))):
             block = self.link(k)
-            precision, information = said.pop(k, None) or self._nothing(sizes[k])
+            precision, information = said.pop(k) if k in said else self._nothing(sizes[k])
             p = sizes[k] - len(self.rows[k])
             lapack.diagonal(precision)[p:] += 1 / self.outer
             information[p:] += self.residual[self.rows[k]] / self.outer

@@ -23,9 +23,7 @@ from gpmoe.linalg.stationary import dense_covariance
 from gpmoe.models.expert_moments import factor
 
 
-def lent_covariance(
-    variance: Tensor, shares: Tensor, experts: NDArray[np.int64], covariances: list[Tensor]
-) -> Tensor:
+def lent_covariance(variance: Tensor, shares: Tensor, experts: NDArray[np.int64], covariances: list[Tensor]) -> Tensor:
     """Σ of the formula above, ``(q, q)``.
 
     Args:

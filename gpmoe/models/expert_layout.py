@@ -79,7 +79,7 @@ class ExpertLayout:
     def nearest(self, X: Array) -> Indices:
         """The experts that answer for each of ``(q, d)`` points, its own first: ``(q, k)``."""
         if self.regions is None:
-            return np.broadcast_to(self.neighbours[0], (len(X), self.n_experts))
+            return np.tile(np.arange(self.n_experts), (len(X), 1))
         return self.neighbours[self.regions.assign(X)]
 
     def rows_of(self, experts: Indices, *, with_communication: bool = False) -> tuple[Indices, Indices]:

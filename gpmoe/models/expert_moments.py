@@ -84,8 +84,8 @@ def expect_supported(hyper: Hyperparameters) -> None:
     """Raise UnsupportedKernelError for experts with kernels of their own that `SmallGPs` does not know."""
     if not hyper.shared and hyper.of(np.zeros(1, dtype=np.int64)) is None:
         raise UnsupportedKernelError(
-            "experts with hyperparameters of their own take an RBF, Matérn or rational quadratic kernel, scaled or not; "
-            f"got {type(hyper.kernel).__name__}. Let them share hyperparameters."
+            "experts with hyperparameters of their own take an RBF, Matérn or rational quadratic kernel, scaled or "
+            f"not; got {type(hyper.kernel).__name__}. Let them share hyperparameters."
         )
 
 
@@ -114,7 +114,13 @@ def log_likelihoods(X: Tensor, y: Tensor, offsets: Tensor, hyper: Hyperparameter
 
 
 def moments(
-    X: Tensor, y: Tensor, rows: Indices, offsets: Indices, hyper: Hyperparameters, asked: Indices, questions: "Questions"
+    X: Tensor,
+    y: Tensor,
+    rows: Indices,
+    offsets: Indices,
+    hyper: Hyperparameters,
+    asked: Indices,
+    questions: "Questions",
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean and variance of the latent function by each expert at each point that asks it.
 

@@ -116,14 +116,7 @@ class LocalExperts(LearnableModel):
 
     def combine_by(self, aggregation: Aggregation, degree: int = 2) -> None:
         """Take another rule; experts and hyperparameters stay as they are."""
-        if aggregation not in get_args(Aggregation):
-            known = ", ".join(get_args(Aggregation))
-            raise InputError(f"`aggregation` must be one of {known}; got {aggregation!r}.")
-        if aggregation in _ONE_PROCESS and self.covar_module.batch_shape:
-            raise InputError(
-                f"`aggregation` {aggregation!r} needs experts that share hyperparameters; take 'rbcm', "
-                "'minimum_variance' or another, or let them share."
-            )
+        expect_rule(aggregation, shared=not self.covar_module.batch_shape)
         if degree < 1:
             raise InputError(f"`degree` must be at least 1; got {degree}.")
         expect_supported(self._hyper())
@@ -200,9 +193,7 @@ class LocalExperts(LearnableModel):
             if self.aggregation == "nested":
                 hyper = self._hyper()
                 offsets = torch.from_numpy(self.layout.offsets)
-                shift, variance = nested_kriging(
-                    hyper.kernel, self.X, self.y - hyper.mean, hyper.noise, offsets, X
-                )
+                shift, variance = nested_kriging(hyper.kernel, self.X, self.y - hyper.mean, hyper.noise, offsets, X)
                 return hyper.mean + shift, variance, hyper.noise.expand(len(X))
             experts = self._answering(X)
             order = np.argsort(experts[:, 0], kind="stable")  # points of one region together ask few experts
@@ -342,11 +333,25 @@ class LocalExperts(LearnableModel):
                 tree = clique_tree(self.layout.centers, self.degree)
                 hyper = self._hyper()
                 offsets = torch.from_numpy(self.layout.offsets)
-                found = correlated_experts(
-                    hyper.kernel, self.X, self.y - hyper.mean, float(hyper.noise), offsets, tree
-                )
+                found = correlated_experts(hyper.kernel, self.X, self.y - hyper.mean, float(hyper.noise), offsets, tree)
             self._correlated = (now, found, tree.answering_near(self.layout.neighbours))
         return self._correlated[1], self._correlated[2]
+
+
+def expect_rule(aggregation: Aggregation, *, shared: bool) -> None:
+    """Check the name of a rule, and that it can combine experts whose hyperparameters are shared or not.
+
+    Raises:
+        InputError: if it is another name, or needs experts of one process.
+    """
+    if aggregation not in get_args(Aggregation):
+        known = ", ".join(get_args(Aggregation))
+        raise InputError(f"`aggregation` must be one of {known}; got {aggregation!r}.")
+    if aggregation in _ONE_PROCESS and not shared:
+        raise InputError(
+            f"`aggregation` {aggregation!r} needs experts that share hyperparameters; take 'rbcm', "
+            "'minimum_variance' or another, or let them share."
+        )
 
 
 def _expect_rows(X: Tensor, y: Tensor, n: int) -> None:
@@ -357,11 +362,13 @@ def _expect_rows(X: Tensor, y: Tensor, n: int) -> None:
         expect_data(X[start : start + _ROWS], y[start : start + _ROWS], None)
 
 
-def gaussian_noise(noise: float | None, batch: torch.Size = torch.Size()) -> GaussianLikelihood:
+def gaussian_noise(noise: float | None, batch: tuple[int, ...] = ()) -> GaussianLikelihood:
     """The likelihood of a noise variance: learned from 0.1 and at least 1e-6 if None, else fixed; ``(*batch,)``."""
     constraint = GreaterThan(1e-6 if noise is None else 0.0)
-    likelihood = GaussianLikelihood(noise_constraint=constraint, batch_shape=batch).double()
+    likelihood = GaussianLikelihood(noise_constraint=constraint, batch_shape=torch.Size(batch)).double()
     if noise is not None and not 0 < noise < math.inf:
         raise InputError(f"`noise` is a variance and must be positive and finite; got {noise}.")
-    likelihood.noise = torch.tensor(0.1 if noise is None else noise, dtype=torch.float64)  # float64: numbers are rounded
+    likelihood.noise = torch.tensor(
+        0.1 if noise is None else noise, dtype=torch.float64
+    )  # float64: numbers are rounded
     return likelihood.requires_grad_(noise is None)

@@ -156,7 +156,7 @@ def _normal(X: Array, share: float, kind: Kind) -> Array:
         return normal
     normal = np.linalg.eigh(center.T @ center)[1][:, -1]
     count = min(max(1, round(share * len(X))), len(X) - 1)
-    before = np.zeros(0)
+    before: Indices = np.zeros(0, dtype=np.int64)
     for _ in range(_ITERATIONS if len(X) > 1 else 0):
         below, above, _ = _cut(center @ normal, count)
         joined = center[above].mean(0) - center[below].mean(0)
