@@ -191,10 +191,12 @@ class _Sweep:
         z_information = L.mT @ information[p:]
         S = L.mT @ own @ L
         lapack.diagonal(S).add_(1.0)
-        root = torch.linalg.cholesky(S)
-        half = torch.linalg.solve_triangular(root, torch.cat([z_information.unsqueeze(-1), z_pi], -1), upper=False)
+        S = S.contiguous()
+        lapack.cholesky_(S)  # at least the identity: it has a factor
+        root = S.tril_()
+        half = lapack.solve_triangular(root, torch.cat([z_information.unsqueeze(-1), z_pi], -1))
         h, H = half[:, 0], half[:, 1:]
-        block.root = torch.linalg.solve_triangular(root, L.mT, upper=False).mT
+        block.root = lapack.solve_triangular(root, L.mT).mT.contiguous()
         block.gain, block.offset = F - block.root @ H, block.root @ h
         self.log_evidence += 0.5 * float(h.square().sum()) - float(root.diagonal().log().sum())
         mixed = F.mT @ cross

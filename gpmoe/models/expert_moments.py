@@ -5,8 +5,8 @@
 | new points, experts that answer for each | `X_new`, `experts` | (q, d), (q, k) |
 | pairs sorted by expert; those asked | `order`; `asked` | (q k,); (e,) |
 
-Small experts with a kernel that `SmallGPs` knows are factorised and asked in one compiled pass; others one after
-another, by LAPACK.
+Small experts with a kernel that `SmallGPs` knows are factorised, and asked little, in one compiled pass; others one
+after another, by LAPACK.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,7 @@ from gpmoe.linalg.stationary import fill_covariance
 Indices = NDArray[np.int64]
 
 _SMALL = 400  # rows above which LAPACK on one expert after another is faster
+_FEW = 4  # questions an expert above which it is, too
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Hyperparameters:
         """Whether all experts have the same."""
         return not self.kernel.batch_shape
 
-    def single(self, expert: int) -> tuple[Kernel, Tensor]:
-        """Kernel and noise variance of one expert."""
-        return (self.kernel, self.noise) if self.shared else (self.kernel[expert], self.noise[expert])
+    def single(self, expert: int) -> tuple[Kernel, Tensor, Tensor]:
+        """Kernel, noise variance and mean of one expert."""
+        if self.shared:
+            return self.kernel, self.noise, self.mean
+        return self.kernel[expert], self.noise[expert], self.mean[expert]
 
     def of(self, experts: Indices) -> dict[str, Tensor | Family | None] | None:
         """Arguments of `SmallGPs` for some experts; None for a kernel that it does not know."""
@@ -136,26 +139,29 @@ def moments(
     """
     arguments = hyper.of(asked)
     index = torch.from_numpy(rows)
-    small = arguments is not None and (not hyper.shared or int(np.diff(offsets).max()) <= _SMALL)
-    if small:
+    few = questions.offsets[-1] <= _FEW * len(asked) and int(np.diff(offsets).max()) <= _SMALL
+    if arguments is not None and few:
         gps = SmallGPs(X[index], y[index], torch.from_numpy(offsets), **arguments)  # type: ignore[arg-type]
         mean, variance = gps.posterior(questions.points(), torch.from_numpy(questions.offsets))
         return questions.answer(mean), questions.answer(variance)
     pieces = [
-        _one_posterior(X[part], y[part], hyper, points)
-        for part, points in zip(index.split(np.diff(offsets).tolist()), questions.by_expert(), strict=True)
+        _one_posterior(X[part], y[part], hyper, int(expert), points)
+        for expert, part, points in zip(
+            asked, index.split(np.diff(offsets).tolist()), questions.by_expert(), strict=True
+        )
     ]
     mean, variance = (torch.cat(part) for part in zip(*pieces, strict=True))
     return questions.answer(mean), questions.answer(variance)
 
 
-def _one_posterior(X: Tensor, y: Tensor, hyper: Hyperparameters, X_new: Tensor) -> tuple[Tensor, Tensor]:
-    L = factor(X, hyper.kernel, hyper.noise)
-    K = cross_covariance(hyper.kernel, X_new, X)
-    mean = hyper.mean + K @ lapack.cholesky_solve(L, (y - hyper.mean).detach())
-    prior = hyper.kernel(X_new, diag=True)
-    solve = torch.linalg.solve_triangular(L, K.mT, upper=False) if K.requires_grad else lapack.solve_triangular(L, K.mT)
-    variance = prior - solve.square().sum(0)
+def _one_posterior(X: Tensor, y: Tensor, hyper: Hyperparameters, expert: int, X_new: Tensor) -> tuple[Tensor, Tensor]:
+    kernel, noise, level = hyper.single(expert)
+    L = factor(X, kernel, noise)
+    K = cross_covariance(kernel, X_new, X)
+    mean = level + K @ lapack.cholesky_solve(L, (y - level).detach())
+    prior = kernel(X_new, diag=True)
+    half = torch.linalg.solve_triangular(L, K.mT, upper=False) if K.requires_grad else lapack.solve_triangular(L, K.mT)
+    variance = prior - half.square().sum(0)
     return mean, torch.maximum(variance, torch.finfo(X.dtype).eps * prior)
 
 

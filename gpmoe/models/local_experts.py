@@ -239,7 +239,7 @@ class LocalExperts(LearnableModel):
             enhanced = self.aggregation == "grbcm"
             rows = [self.layout.rows_of(np.array([i]), with_communication=enhanced)[0] for i in np.unique(experts)]
             each = [
-                posterior_covariance(self.X[torch.from_numpy(part)], *hyper.single(int(i)), X)
+                posterior_covariance(self.X[torch.from_numpy(part)], *hyper.single(int(i))[:2], X)
                 for i, part in zip(np.unique(experts), rows, strict=True)
             ]
         return lent_covariance(variance, shares, experts, each)
