@@ -8,6 +8,8 @@
 | prior W ~ N(0, 1/λ) | `precision` | λ |
 """
 
+from typing import Any
+
 import gpytorch
 import torch
 from torch import Tensor
@@ -66,7 +68,10 @@ class SoftmaxGate(gpytorch.Module):
 
     def _objective(self, weights: Tensor, A: Tensor, responsibilities: Tensor) -> Tensor:
         log_likelihood = (responsibilities * torch.log_softmax(A @ weights, -1)).sum()
-        return log_likelihood - 0.5 * self.precision * weights.square().sum()
+        return log_likelihood + self._log_prior_of(weights)
+
+    def _log_prior_of(self, weights: Tensor) -> Tensor:
+        return -0.5 * self.precision * weights.square().sum()
 
     def _newton_step(self, A: Tensor, responsibilities: Tensor) -> Tensor:
         """H⁻¹ g."""
@@ -92,6 +97,10 @@ class SoftmaxGate(gpytorch.Module):
         """See `Gate`; the prior without its normaliser, which `log_occam_factor` holds."""
         return self._objective(self.weights, _with_one(X), responsibilities)
 
+    def log_prior(self) -> Tensor:
+        """Of the weights, without its normaliser."""
+        return self._log_prior_of(self.weights)
+
     def log_occam_factor(self, X: Tensor) -> Tensor:
         """-½ log|H/λ|, Laplace's approximation of what the weights' posterior is narrower than their prior."""
         _, log_det = torch.linalg.slogdet(self._hessian(_with_one(X)) / self.precision)
@@ -100,6 +109,16 @@ class SoftmaxGate(gpytorch.Module):
     def log_probs(self, X: Tensor) -> Tensor:
         """log π_k(x), ``(*batch, m, k)``."""
         return torch.log_softmax(_with_one(X) @ self.weights, -1)
+
+    def description(self) -> dict[str, Any]:
+        """See `Gate`."""
+        features = self.weights.shape[0] - 1
+        return {"n_experts": self.n_experts, "n_features": features, "precision": self.precision}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "SoftmaxGate":
+        """See `Gate`."""
+        return cls(int(description["n_experts"]), int(description["n_features"]), float(description["precision"]))
 
 
 def _with_one(X: Tensor) -> Tensor:

@@ -19,20 +19,15 @@ framework applied to classification networks; for routing, Zhang et al. (2024), 
 import math
 from typing import Any
 
-import gpytorch
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from gpmoe.errors import InputError
 from gpmoe.gates.balance import routing_entropy
+from gpmoe.gates.parametric_gate import ParametricGate
 
-_STEPS = 20  # of L-BFGS in each fit step, which starts where the last one ended
 
-
-class UncertaintyRouter(gpytorch.Module):
+class UncertaintyRouter(ParametricGate):
     """One hidden layer behind dropout masks, its logits shrunk by their variance over passes.
 
     Args:
@@ -67,10 +62,10 @@ class UncertaintyRouter(gpytorch.Module):
         precision: float = 0.01,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(n_experts)
         if not 0 <= dropout < 1 or passes < 2:
             raise InputError(f"`dropout` must be in [0, 1) and `passes` at least 2; got {dropout} and {passes}.")
-        self.n_experts, self.dropout, self.precision, self.seed = n_experts, dropout, precision, seed
+        self.dropout, self.precision, self.seed = dropout, precision, seed
         generator = torch.Generator().manual_seed(seed)
         draw = torch.rand(passes, n_features, dtype=torch.float64, generator=generator)
         self.register_buffer("masks", (draw >= dropout).double() / (1 - dropout))
@@ -96,10 +91,6 @@ class UncertaintyRouter(gpytorch.Module):
         mean, variance = self.logit_moments(X)
         return mean / (1 + math.pi * variance / 8).sqrt()
 
-    def log_probs(self, X: Tensor) -> Tensor:
-        """log π_k(x), ``(*batch, m, k)``."""
-        return torch.log_softmax(self.logits(X), -1)
-
     def routing_entropy(self, X: Tensor) -> Tensor:
         """Entropy of the mean probabilities over passes, all that is not known of the expert, ``(*batch, m)``, nats."""
         return routing_entropy(self._mean_log_probs(self.pass_logits(X)))
@@ -113,33 +104,9 @@ class UncertaintyRouter(gpytorch.Module):
         known = routing_entropy(torch.log_softmax(logits, -1)).mean(0)
         return (routing_entropy(self._mean_log_probs(logits)) - known).clamp_min(0.0)
 
-    def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
-        """Some steps of L-BFGS up the bound."""
-        parts = [self.hidden, self.output]
-
-        def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            self._write(flat)
-            with torch.enable_grad():
-                value = -self.bound(X, responsibilities)
-                slopes = torch.autograd.grad(value, parts)
-            return float(value.detach()), torch.cat([slope.reshape(-1) for slope in slopes]).numpy()
-
-        start = torch.cat([part.detach().reshape(-1) for part in parts]).numpy()
-        before = loss(start)[0]
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS})
-        self._write(found.x if found.fun <= before else start)
-
-    def expected_log_probs(self, X: Tensor) -> Tensor:
-        """log π at the point estimate, ``(n, k)``."""
-        return self.log_probs(X)
-
     def log_prior(self) -> Tensor:
         """-½ precision ||weights||², a scalar in nats, without its normaliser."""
         return -0.5 * self.precision * (self.hidden.square().sum() + self.output.square().sum())
-
-    def bound(self, X: Tensor, responsibilities: Tensor) -> Tensor:
-        """See `Gate`; differentiable in the weights."""
-        return (responsibilities * self.log_probs(X)).sum() + self.log_prior()
 
     def log_occam_factor(self, X: Tensor) -> Tensor:
         """-½ p log n for the p weights of the output layer that logits can differ by, a lower guess for a network."""
@@ -166,9 +133,3 @@ class UncertaintyRouter(gpytorch.Module):
     def _mean_log_probs(self, logits: Tensor) -> Tensor:
         """log of the mean probabilities over passes."""
         return torch.logsumexp(torch.log_softmax(logits, -1), 0) - math.log(len(logits))
-
-    def _write(self, flat: NDArray[np.float64]) -> None:
-        values = torch.from_numpy(np.array(flat))
-        first = self.hidden.numel()
-        self.hidden.data.copy_(values[:first].reshape(self.hidden.shape))
-        self.output.data.copy_(values[first:].reshape(self.output.shape))
