@@ -7,8 +7,19 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from gpmoe.errors import InputError, UnsupportedKernelError
-from gpmoe.gates import ActivationGate, AnnealedGate, FeatureGate, Gate, NeuralGate, SoftmaxGate, TopKGate
+from gpmoe.errors import InputError, ShapeError, UnsupportedKernelError
+from gpmoe.gates import (
+    ActivationGate,
+    AnnealedGate,
+    ConstantGate,
+    FeatureGate,
+    Gate,
+    HierarchicalGate,
+    MultiGate,
+    NeuralGate,
+    SoftmaxGate,
+    TopKGate,
+)
 from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
 from gpmoe.linalg.minimise_parameters import minimise_parameters
 from gpmoe.testing import check_gate
@@ -21,6 +32,7 @@ GATES: dict[str, Callable[[int], Gate]] = {
     "gelu": lambda k: ActivationGate(k, 2, "gelu"),
     "sigmoid": lambda k: ActivationGate(k, 2, "sigmoid"),
     "neural": lambda k: NeuralGate(k, 2),
+    "tree": lambda k: HierarchicalGate(SoftmaxGate(2, 2), [ConstantGate(1), SoftmaxGate(k, 2)]),
     "features": lambda k: FeatureGate(torch.nn.Tanh(), SoftmaxGate(k, 2)),
 }
 EXCHANGEABLE = ("all of k", "features")  # the others start apart, or keep what they first select
@@ -154,3 +166,54 @@ def test_a_loss_that_cannot_be_lowered_leaves_parameters_alone() -> None:
     kept = x.detach().clone()
     minimise_parameters([x], lambda: ((x - 3) ** 2).sum(), steps=5)
     assert_close(x.detach(), kept, atol=1e-6, rtol=0.0)
+
+
+def test_a_tree_multiplies_along_its_branches(normal: Normal) -> None:
+    X, r = normal(40, 2), (2 * normal(40, 4)).softmax(-1)
+    tree = HierarchicalGate(SoftmaxGate(2, 2), [SoftmaxGate(3, 2), ConstantGate(1)])
+    tree.fit_step(X, r)
+    root = SoftmaxGate(2, 2)
+    root.fit_step(X, torch.stack([r[:, :3].sum(-1), r[:, 3]], -1))
+    assert_close(tree.log_probs(X)[:, 3], root.log_probs(X)[:, 1])
+    assert_close(tree.log_probs(X)[:, :3].exp().sum(-1), root.log_probs(X)[:, 0].exp())
+    copy = build_gate(describe_gate(tree))
+    set_buffers(copy, "gate", buffers_of(tree, "gate"))
+    assert torch.equal(copy.log_probs(X), tree.log_probs(X))
+    with pytest.raises(InputError, match="among 1 branches"):
+        HierarchicalGate(SoftmaxGate(2, 2), [ConstantGate(1)])
+
+
+def test_a_row_that_counts_twice_is_two_rows(normal: Normal) -> None:
+    X, r = normal(20, 2), (2 * normal(20, 3)).softmax(-1)
+    twice, doubled = SoftmaxGate(3, 2), SoftmaxGate(3, 2)
+    twice.fit_step(X, 2 * r)
+    doubled.fit_step(X.repeat(2, 1), r.repeat(2, 1))
+    assert_close(twice.weights, doubled.weights, atol=1e-6, rtol=0.0)
+
+
+def test_tasks_have_gates_of_their_own_over_the_experts_they_see(normal: Normal) -> None:
+    X = torch.cat([normal(40, 2), torch.arange(40).remainder(2).double()[:, None]], -1)
+    visible = torch.tensor([[True, True, False], [True, False, True]])
+    gate = MultiGate([SoftmaxGate(2, 2), ConstantGate(2)], column=2, visible=visible)
+    r = (2 * normal(40, 3)).softmax(-1) * visible[X[:, 2].long()]
+    r = r / r.sum(-1, keepdim=True)
+    gate.fit_step(X, r)
+    alone, first = SoftmaxGate(2, 2), X[:, 2] == 0
+    alone.fit_step(X[first, :2], r[first][:, :2])
+    assert_close(gate.log_probs(X)[first][:, :2], alone.log_probs(X[first, :2]))
+    assert float(gate.log_probs(X)[first][:, 2].exp().max()) < 1e-300
+    before = float(gate.bound(X, r))
+    gate.fit_step(X, r)
+    assert float(gate.bound(X, r)) >= before - 1e-9
+    copy = build_gate(describe_gate(gate))
+    set_buffers(copy, "gate", buffers_of(gate, "gate"))
+    assert torch.equal(copy.log_probs(X[None].expand(2, 40, 3)), gate.log_probs(X).expand(2, 40, 3))
+
+
+def test_wrong_tasks_and_masks_are_named() -> None:
+    with pytest.raises(ShapeError, match="a row for each gate"):
+        MultiGate([ConstantGate(2)], column=0, visible=torch.tensor([[True, False]]))
+    with pytest.raises(InputError, match="show each expert"):
+        MultiGate([ConstantGate(1)], column=0, visible=torch.tensor([[True, False]]))
+    with pytest.raises(InputError, match="from 0 to 0; got 2"):
+        MultiGate([ConstantGate(1)], column=0).log_probs(torch.tensor([[2.0, 0.0]]).double())

@@ -15,7 +15,9 @@ from gpmoe.gates.global_local import GlobalLocalGate
 from gpmoe.gates.gp import GPGate
 from gpmoe.gates.gp_probit import GPProbitGate
 from gpmoe.gates.gp_softmax import GPSoftmaxGate
+from gpmoe.gates.hierarchical import HierarchicalGate
 from gpmoe.gates.loss_free_bias import LossFreeBias
+from gpmoe.gates.multi_gate import MultiGate
 from gpmoe.gates.neural import NeuralGate
 from gpmoe.gates.softmax import SoftmaxGate
 from gpmoe.gates.stacking import learn_from_held_out
@@ -39,7 +41,9 @@ __all__ = [
     "GaussianMixtureGate",
     "GlobalLocalGate",
     "HeldOut",
+    "HierarchicalGate",
     "LossFreeBias",
+    "MultiGate",
     "NeuralGate",
     "SoftmaxGate",
     "TopKGate",

@@ -13,8 +13,8 @@ from gpmoe.gates.softmax import SoftmaxGate
 class AnnealedGate(gpytorch.Module):
     """Softmax of linear logits over a temperature that falls from step to step, and is not learned.
 
-    π(x) = softmax(ℓ(x) / τ_t) with τ_t = max(final, start · rate^t) after t fit steps. While τ is high every expert sees
-    every point; as it falls the experts part. At the end, with final = 1, this is `SoftmaxGate`; a final below 1 makes
+    π(x) = softmax(ℓ(x) / τ_t) with τ_t = max(final, start · rate^t) after t fit steps. While τ is high every expert
+    sees every point; as it falls they part. At the end, with final = 1, this is `SoftmaxGate`; a final below 1 makes
     boundaries sharper than the fit alone.
 
     Args:

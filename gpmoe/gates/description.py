@@ -22,6 +22,8 @@ _HOMES = {  # types that a file may name: their module in `gpmoe.gates`, and the
     "gaussian_mixture": ("gaussian_mixture", "GaussianMixtureGate"),
     "dirichlet_process": ("dirichlet_process", "DirichletProcessGate"),
     "uncertainty_router": ("uncertainty_router", "UncertaintyRouter"),
+    "hierarchical": ("hierarchical", "HierarchicalGate"),
+    "multi_gate": ("multi_gate", "MultiGate"),
     "global_local": ("global_local", "GlobalLocalGate"),
 }
 

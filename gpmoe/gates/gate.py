@@ -18,7 +18,10 @@ class Gate(Protocol):
     n_experts: int
 
     def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
-        """Raise the gate's contribution to the bound, given X ``(n, d)`` and responsibilities ``(n, k)``."""
+        """Raise the gate's contribution to the bound, given X ``(n, d)`` and responsibilities ``(n, k)``.
+
+        A row of responsibilities that sums to less than one counts for less.
+        """
 
     def expected_log_probs(self, X: Tensor) -> Tensor:
         """E[log π_k(x_n)], or its lower bound, at the rows of the last `fit_step`, ``(n, k)``."""

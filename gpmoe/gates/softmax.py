@@ -48,7 +48,7 @@ class SoftmaxGate(gpytorch.Module):
         self.register_buffer("weights", torch.zeros(n_features + 1, n_experts, dtype=torch.float64))
 
     def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
-        """Newton's method with step halving to the posterior mode of the weights."""
+        """Newton's method with step halving to the posterior mode of the weights; a row counts as its sum does."""
         A = _with_one(X)
         value = self._objective(self.weights, A, responsibilities)
         for _ in range(50):
@@ -75,15 +75,16 @@ class SoftmaxGate(gpytorch.Module):
 
     def _newton_step(self, A: Tensor, responsibilities: Tensor) -> Tensor:
         """H⁻¹ g."""
+        mass = responsibilities.sum(-1, keepdim=True)
         probs = torch.softmax(A @ self.weights, -1)
-        gradient = A.mT @ (responsibilities - probs) - self.precision * self.weights
-        return torch.linalg.solve(self._hessian(A), gradient.reshape(-1)).reshape(self.weights.shape)
+        gradient = A.mT @ (responsibilities - mass * probs) - self.precision * self.weights
+        return torch.linalg.solve(self._hessian(A, mass), gradient.reshape(-1)).reshape(self.weights.shape)
 
-    def _hessian(self, A: Tensor) -> Tensor:
-        """H of the negative objective, ``((d + 1) k, (d + 1) k)``."""
+    def _hessian(self, A: Tensor, mass: Tensor) -> Tensor:
+        """H of the negative objective, ``((d + 1) k, (d + 1) k)``, for rows that count `mass` times, ``(n, 1)``."""
         size = self.weights.numel()
         probs = torch.softmax(A @ self.weights, -1)
-        curvature = torch.diag_embed(probs) - probs.unsqueeze(-1) * probs.unsqueeze(-2)
+        curvature = mass.unsqueeze(-1) * (torch.diag_embed(probs) - probs.unsqueeze(-1) * probs.unsqueeze(-2))
         weighted = curvature.permute(1, 2, 0).unsqueeze(-1) * A  # (k, k, n, d + 1)
         H = (A.mT @ weighted).permute(2, 0, 3, 1).reshape(size, size)
         lapack.diagonal(H).add_(self.precision)
@@ -103,7 +104,7 @@ class SoftmaxGate(gpytorch.Module):
 
     def log_occam_factor(self, X: Tensor) -> Tensor:
         """-½ log|H/λ|, Laplace's approximation of what the weights' posterior is narrower than their prior."""
-        _, log_det = torch.linalg.slogdet(self._hessian(_with_one(X)) / self.precision)
+        _, log_det = torch.linalg.slogdet(self._hessian(_with_one(X), torch.ones_like(X[:, :1])) / self.precision)
         return -0.5 * log_det
 
     def log_probs(self, X: Tensor) -> Tensor:
