@@ -260,7 +260,7 @@ def problems(name: str, small: bool) -> list[dict[str, Any]]:
             for i in range(1 if small else 10)
         ]
     if name == LARGE:
-        size = {"n": 400, "points": 100} if small else {"n": None, "points": 1000}
+        size = {"n": 400, "points": 100} if small else {"n": None, "points": 300}
         return [{"data": data, **size, "rule": "cpoe 2"} for data in uci]
     if name == GROWTH:
         return [{"n": n} for n in ((500, 1000) if small else (10_000, 31_623, 100_000, 316_228, 1_000_000))]
@@ -376,7 +376,7 @@ def tables(results: Results, small: bool) -> list[Table]:
         "Against exact and sparse processes",
         ["data", "library", "time", "negative log score", "RMSE", "time / exact", "score - SVGP"],
         large_rows(results, small),
-        ("Mask 0 of uci10. Local experts: 1,000 points each, correlated product of degree 2, all defaults otherwise.",),
+        ("Mask 0 of uci10. Local experts: 300 points each, correlated product of degree 2, all defaults otherwise.",),
     )
     asked = [
         [f"{each['n']:,}", f"{each['m']:,}", duration(results.median(case(PREDICTION, "gpmoe", each)))]
