@@ -18,9 +18,10 @@ from gpmoe.inference.fit import fit_quietly
 from gpmoe.inference.fit_local_experts import ExpertPlan, fit_local_experts
 from gpmoe.models import aggregation as rules
 from gpmoe.models import expert_moments
+from gpmoe.models.aggregation import Aggregation
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert_layout import ExpertLayout
-from gpmoe.models.local_experts import Aggregation, LocalExperts
+from gpmoe.models.local_experts import LocalExperts
 from gpmoe.models.partition import partition_rows
 
 Normal = Callable[..., Tensor]

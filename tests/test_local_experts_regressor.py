@@ -24,7 +24,7 @@ from gpmoe.errors import FileFormatError, InputError, NotConvergedWarning, Shape
 from gpmoe.estimators.local_experts_regressor import LocalExpertsRegressor
 from gpmoe.inference.fit_from_file import fit_from_file
 from gpmoe.inference.fit_local_experts import ExpertPlan
-from gpmoe.models.local_experts import Aggregation
+from gpmoe.models.aggregation import Aggregation
 
 Table = tuple[np.ndarray, np.ndarray]
 RULES = get_args(Aggregation)

@@ -21,8 +21,9 @@ from gpmoe.inference.fit_local_experts import ExpertPlan, FittedExperts, fit_loc
 from gpmoe.inference.report import warn_about
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
+from gpmoe.models.aggregation import Aggregation
 from gpmoe.models.expert_layout import ExpertLayout
-from gpmoe.models.local_experts import Aggregation, LocalExperts
+from gpmoe.models.local_experts import LocalExperts
 
 Array = NDArray[np.float64]
 

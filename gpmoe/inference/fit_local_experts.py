@@ -23,9 +23,11 @@ from gpmoe.inference.fit import fit_quietly
 from gpmoe.inference.fit_each_expert import fit_each_expert
 from gpmoe.inference.report import FitReport
 from gpmoe.linalg import lapack
+from gpmoe.models.aggregation import Aggregation, expect_rule
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert_layout import ExpertLayout
-from gpmoe.models.local_experts import Aggregation, LocalExperts, expect_rule, gaussian_noise
+from gpmoe.models.gaussian_noise import gaussian_noise
+from gpmoe.models.local_experts import LocalExperts
 from gpmoe.models.partition import Partition, partition_rows, random_parts
 
 Array = NDArray[np.float64]

@@ -14,10 +14,35 @@ Sources: Hinton (2002) for the product; Tresp (2000); Cao and Fleet (2014); Deis
 and Ong (2018); Cohen, Mbuvha, Marwala and Deisenroth (2020).
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
+from gpmoe.errors import InputError
+
+Aggregation = Literal[
+    "grbcm", "cpoe", "nested", "rbcm", "bcm", "gpoe", "gpoe_softmax", "poe", "minimum_variance", "barycentre"
+]
+_ONE_PROCESS = ("grbcm", "cpoe", "nested")  # which need experts of the same hyperparameters
+
 _TEMPERATURE = 100.0  # of softmax votes in Cohen et al. (2020)
+
+
+def expect_rule(aggregation: Aggregation, *, shared: bool) -> None:
+    """Check the name of a rule, and that it can combine experts whose hyperparameters are shared or not.
+
+    Raises:
+        InputError: if it is another name, or needs experts of one process.
+    """
+    if aggregation not in get_args(Aggregation):
+        known = ", ".join(get_args(Aggregation))
+        raise InputError(f"`aggregation` must be one of {known}; got {aggregation!r}.")
+    if aggregation in _ONE_PROCESS and not shared:
+        raise InputError(
+            f"`aggregation` {aggregation!r} needs experts that share hyperparameters; take 'rbcm', "
+            "'minimum_variance' or another, or let them share."
+        )
 
 
 def differential_entropy_votes(variances: Tensor, priors: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ after another, by LAPACK.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpmoe.errors import UnsupportedKernelError
-from gpmoe.linalg import lapack
+from gpmoe.linalg import fused, lapack
 from gpmoe.linalg.cross_covariance import cross_covariance
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 from gpmoe.linalg.small_batch import Family, SmallGPs
-from gpmoe.linalg.stationary import fill_covariance
+from gpmoe.linalg.stationary import Packed, fill_covariance, pack, stationary_terms
 
 Indices = NDArray[np.int64]
 
@@ -144,14 +145,48 @@ def moments(
         gps = SmallGPs(X[index], y[index], torch.from_numpy(offsets), **arguments)  # type: ignore[arg-type]
         mean, variance = gps.posterior(questions.points(), torch.from_numpy(questions.offsets))
         return questions.answer(mean), questions.answer(variance)
-    pieces = [
-        _one_posterior(X[part], y[part], hyper, int(expert), points)
-        for expert, part, points in zip(
-            asked, index.split(np.diff(offsets).tolist()), questions.by_expert(), strict=True
-        )
-    ]
+    groups = index.split(np.diff(offsets).tolist())
+    at_once = hyper.shared and not questions.points().requires_grad
+    terms = stationary_terms(hyper.kernel, X[index], questions.points()) if at_once else None
+    if terms is not None:
+        pieces = _packed_posteriors(pack(terms), y[index] - hyper.mean, hyper, offsets, questions)
+    else:
+        pieces = [
+            _one_posterior(X[part], y[part], hyper, int(expert), points)
+            for expert, part, points in zip(asked, groups, questions.by_expert(), strict=True)
+        ]
     mean, variance = (torch.cat(part) for part in zip(*pieces, strict=True))
     return questions.answer(mean), questions.answer(variance)
+
+
+def _packed_posteriors(
+    packed: Packed, residual: Tensor, hyper: Hyperparameters, offsets: Indices, questions: "Questions"
+) -> list[tuple[Tensor, Tensor]]:
+    """Experts one after another on inputs that were scaled once for all."""
+    assert packed.Z2 is not None
+    Z, Z_new, arrays = packed.Z1.detach().numpy(), packed.Z2.detach().numpy(), packed.arrays()
+    noise, level = hyper.noise.detach(), hyper.mean.detach()
+    prior = float(packed.scale.detach().sum())  # each leaf is 1 at distance 0
+    pieces = []
+    for rows, asks in zip(_slices(offsets), _slices(questions.offsets), strict=True):
+        z = np.ascontiguousarray(Z[:, rows])
+        L, K = residual.new_empty(z.shape[1], z.shape[1]), residual.new_empty(asks.stop - asks.start, z.shape[1])
+
+        def fill(C: Tensor, z: NDArray[np.float64] = z) -> None:
+            fused.assemble(z, None, arrays, C.numpy())
+            lapack.diagonal(C).add_(noise)
+
+        cholesky_with_jitter_(fill, L)
+        fused.assemble(np.ascontiguousarray(Z_new[:, asks]), z, arrays, K.numpy())
+        mean = level + K @ lapack.cholesky_solve(L, residual[rows].detach())
+        half = lapack.solve_triangular(L, K.mT, overwrite=True)
+        variance = prior - torch.linalg.vector_norm(half, dim=0).square_()
+        pieces.append((mean, variance.clamp_min_(torch.finfo(L.dtype).eps * prior)))
+    return pieces
+
+
+def _slices(offsets: Indices) -> list[slice]:
+    return [slice(start, stop) for start, stop in pairwise(offsets.tolist())]
 
 
 def _one_posterior(X: Tensor, y: Tensor, hyper: Hyperparameters, expert: int, X_new: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,9 @@
 """
 
 import math
-from typing import Literal, get_args
 
 import numpy as np
 import torch
-from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean
@@ -20,6 +18,7 @@ from torch import Tensor
 from gpmoe.errors import InputError, ShapeError
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.models import aggregation as rules
+from gpmoe.models.aggregation import Aggregation, expect_rule
 from gpmoe.models.clique_tree import clique_tree
 from gpmoe.models.correlated_experts import CorrelatedExperts, correlated_experts
 from gpmoe.models.exact_gp import evaluating, expect_data
@@ -33,13 +32,10 @@ from gpmoe.models.expert_moments import (
     moments,
 )
 from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
+from gpmoe.models.gaussian_noise import gaussian_noise
 from gpmoe.models.nested_kriging import nested_kriging
 from gpmoe.shapes import expect_shape
 
-Aggregation = Literal[
-    "grbcm", "cpoe", "nested", "rbcm", "bcm", "gpoe", "gpoe_softmax", "poe", "minimum_variance", "barycentre"
-]
-_ONE_PROCESS = ("grbcm", "cpoe", "nested")  # which need experts of the same hyperparameters
 _PAIRS = 2**19  # of points and experts at a time
 _ROWS = 2**16  # checked at a time
 
@@ -338,37 +334,9 @@ class LocalExperts(LearnableModel):
         return self._correlated[1], self._correlated[2]
 
 
-def expect_rule(aggregation: Aggregation, *, shared: bool) -> None:
-    """Check the name of a rule, and that it can combine experts whose hyperparameters are shared or not.
-
-    Raises:
-        InputError: if it is another name, or needs experts of one process.
-    """
-    if aggregation not in get_args(Aggregation):
-        known = ", ".join(get_args(Aggregation))
-        raise InputError(f"`aggregation` must be one of {known}; got {aggregation!r}.")
-    if aggregation in _ONE_PROCESS and not shared:
-        raise InputError(
-            f"`aggregation` {aggregation!r} needs experts that share hyperparameters; take 'rbcm', "
-            "'minimum_variance' or another, or let them share."
-        )
-
-
 def _expect_rows(X: Tensor, y: Tensor, n: int) -> None:
     """Check rows in blocks, since they may lie in a file."""
     expect_shape("X", X, ndim=2, last=(n, -1))
     expect_shape("y", y, ndim=1, last=(n,))
     for start in range(0, n, _ROWS):
         expect_data(X[start : start + _ROWS], y[start : start + _ROWS], None)
-
-
-def gaussian_noise(noise: float | None, batch: tuple[int, ...] = ()) -> GaussianLikelihood:
-    """The likelihood of a noise variance: learned from 0.1 and at least 1e-6 if None, else fixed; ``(*batch,)``."""
-    constraint = GreaterThan(1e-6 if noise is None else 0.0)
-    likelihood = GaussianLikelihood(noise_constraint=constraint, batch_shape=torch.Size(batch)).double()
-    if noise is not None and not 0 < noise < math.inf:
-        raise InputError(f"`noise` is a variance and must be positive and finite; got {noise}.")
-    likelihood.noise = torch.tensor(
-        0.1 if noise is None else noise, dtype=torch.float64
-    )  # float64: numbers are rounded
-    return likelihood.requires_grad_(noise is None)
