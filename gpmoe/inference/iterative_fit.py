@@ -44,8 +44,7 @@ def fit_iteratively(
     """
     began = time.perf_counter()
     schedule = solver.schedule
-    stages = [exactly(_subset(gp, rows, schedule.seed)) for rows in _stages(len(gp.y), schedule.subset_rows)]
-    subset = stages[-1]
+    subset = exactly(_subset(gp, schedule.subset_rows, schedule.seed))
     model = gp if isinstance(gp, IterativeGP) else _sharing(gp, solver)
     n = len(gp.y)
     done, steps = f"L-BFGS on {min(schedule.subset_rows, n)} of {n} rows by Cholesky", 0
@@ -60,8 +59,8 @@ def fit_iteratively(
         value = estimate.value + float(log_prior(model))
     return FitReport(
         objective_trace=(value,),
-        iterations=sum(stage.iterations for stage in stages) + steps,
-        evaluations=sum(stage.evaluations for stage in stages) + steps,
+        iterations=subset.iterations + steps,
+        evaluations=subset.evaluations + steps,
         converged=subset.converged and last.converged,
         reason=subset.reason if last.converged else "the last solve did not converge",
         jitter=0.0,
@@ -70,12 +69,6 @@ def fit_iteratively(
         f"residual of {last.residual:.1e}; objective ± {estimate.standard_error:.2g}",
         starts=(value,),
     )
-
-
-def _stages(n: int, most: int) -> list[int]:
-    """Numbers of rows to fit exactly, one after the other: most evaluations are needed where they are cheap."""
-    last = min(n, most)
-    return [last // 4, last] if last >= 1000 else [last]
 
 
 def _subset(gp: ExactGP | IterativeGP, rows: int, seed: int) -> ExactGP:
