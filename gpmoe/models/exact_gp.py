@@ -108,16 +108,6 @@ class ExactGP(LearnableModel):
         """``(*batch,)`` of the training data."""
         return self._batch_shape
 
-    @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave the factor behind; it is computed again when needed."""
         return {**self.__dict__, "_factor": None}

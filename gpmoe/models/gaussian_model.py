@@ -109,7 +109,23 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
 
 
 class LearnableModel(GaussianModel):
-    """A Gaussian model whose hyperparameters `inference.fit` can learn."""
+    """A Gaussian model whose hyperparameters `inference.fit` can learn.
+
+    A subclass keeps its data as X ``(*batch, n, d)`` and y ``(*batch, n)``.
+    """
+
+    X: Tensor
+    y: Tensor
+
+    @property
+    def train_inputs(self) -> tuple[Tensor]:
+        """X, under the name that BoTorch uses."""
+        return (self.X,)
+
+    @property
+    def train_targets(self) -> Tensor:
+        """y, under the name that BoTorch uses."""
+        return self.y
 
     @abstractmethod
     def jitter_needed(self) -> float:

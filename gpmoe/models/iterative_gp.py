@@ -100,12 +100,12 @@ class IterativeGP(LearnableModel):
         return f"solver={self.solver}"
 
     @property
-    def X(self) -> Tensor:
+    def X(self) -> Tensor:  # type: ignore[override]  # kept by the exact model
         """Training inputs, ``(n, d)``."""
         return self.exact.X
 
     @property
-    def y(self) -> Tensor:
+    def y(self) -> Tensor:  # type: ignore[override]
         """Training targets, ``(n,)``."""
         return self.exact.y
 
@@ -133,16 +133,6 @@ class IterativeGP(LearnableModel):
     def batch_shape(self) -> torch.Size:
         """Empty."""
         return torch.Size()
-
-    @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave solutions behind; they are computed again when needed."""

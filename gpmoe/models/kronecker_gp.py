@@ -144,16 +144,6 @@ class KroneckerGP(LearnableModel):
         return torch.Size([])
 
     @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
-    @property
     def report(self) -> GridReport:
         """How the last likelihood, factor or prediction was computed, and with what residual."""
         return self.grid.report

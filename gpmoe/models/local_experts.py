@@ -129,16 +129,6 @@ class LocalExperts(LearnableModel):
         return torch.Size()
 
     @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
-    @property
     def solved_by(self) -> str:
         """How many experts there are, for reports."""
         return f"{self.layout.n_experts} local experts, {self.aggregation}"
