@@ -10,7 +10,7 @@ from torch import Tensor
 from gpmoe.errors import InputError, ShapeError
 from gpmoe.gates.gate import Gate
 
-_NEVER = -745.0  # log of the smallest positive float64: an expert that a task does not see weighs nothing
+_NEVER = -746.0  # a finite log probability that is zero in float64: an expert that is not seen weighs nothing
 
 
 class MultiGate(gpytorch.Module):
@@ -74,7 +74,7 @@ class MultiGate(gpytorch.Module):
         return out
 
     def log_probs(self, X: Tensor) -> Tensor:
-        """See `Gate`; -745 for experts that a task does not see."""
+        """See `Gate`; -746 for experts that a task does not see."""
         flat = X.reshape(-1, X.shape[-1])
         out = flat.new_full((len(flat), self.n_experts), _NEVER)
         for task, (gate, rows) in enumerate(self._tasks(flat)):

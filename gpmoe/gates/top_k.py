@@ -27,7 +27,7 @@ from gpmoe.linalg.minimise_parameters import minimise_parameters
 
 SelectOn = Literal["logit", "score"]
 
-_NEVER = -745.0  # log of the smallest positive float64: no expert that is not selected weighs anything
+_NEVER = -746.0  # a finite log probability that is zero in float64: an expert that is not selected weighs nothing
 _STEPS = 30
 
 
@@ -74,7 +74,7 @@ class TopKGate(gpytorch.Module):
         return self._selected(X, self.dense.weights)
 
     def log_probs(self, X: Tensor) -> Tensor:
-        """log π_k(x), ``(*batch, m, k)``; -745 for experts that are not selected."""
+        """log π_k(x), ``(*batch, m, k)``; -746 for experts that are not selected."""
         return self._log_probs(X, self.dense.weights)
 
     def expected_log_probs(self, X: Tensor) -> Tensor:
