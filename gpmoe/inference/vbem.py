@@ -1,12 +1,11 @@
-"""Conjugate variational EM for mixtures of exact GP experts.
+"""Conjugate variational EM for mixtures of experts.
 
-q(z) prod_k q(f_k) q(gate), with q(z_n = k) = r_nk. Given r, expert k is a GP that sees point n with noise σ_k²/r_nk, so
-q(f_k) is closed form and integrates out of the bound:
+q(z) prod_k q(f_k) q(gate), with q(z_n = k) = r_nk. Given r, expert k holds point n with weight r_nk, and q(f_k) integrates
+out of the bound:
 
     bound = sum_k log Z_k + E[log gate] - KL(gate) - sum_nk r_nk log r_nk + log priors
-    log Z_k = log N(y; m, K_k + σ_k² diag(1/r_k)) + ½ sum_n [(1 - r_nk) log 2πσ_k² - log r_nk]
 
-where a point with r_nk = 0 is not there. Each step, of r, of the gate and of the hyperparameters, can only raise it.
+where log Z_k is `Expert.evidence` and a point with r_nk = 0 is not there. Each step, of r, of the gate and of the hyperparameters, can only raise it.
 
 Source: Nguyen and Bonilla (2014), Fast Allocation of Gaussian Process Experts, eq. 15-17, with exact experts.
 """
@@ -36,6 +35,7 @@ from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.expert import Expert
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 
 Array = NDArray[Any]
@@ -47,24 +47,16 @@ _FINALISTS = 2  # starts that go on to their end
 _SCREENING_ROWS = 256  # on more rows than these the search is made on so many of them, drawn at random
 
 
-def expert_evidence(expert: ExactGP) -> Tensor:
-    """log Z_k of an expert whose weights are its responsibilities; a scalar in nats, differentiable."""
-    weights = torch.ones_like(expert.y) if expert.weights is None else expert.weights
-    log_noise = (2 * math.pi * expert.likelihood.noise).log()
-    return expert.log_marginal_likelihood() + 0.5 * ((1 - weights) * log_noise - weights.log()).sum()
-
-
-def expected_log_likelihood(expert: ExactGP, X: Tensor, y: Tensor) -> Tensor:
-    """E_q(f)[log N(y_n | f(x_n), σ²)], ``(n,)``, nats."""
-    mean, variance = expert.marginals(X)
-    noise = expert.likelihood.noise.detach()
-    return -0.5 * ((2 * math.pi * noise).log() + ((y - mean).square() + variance) / noise)
+def expert_evidence(expert: Expert) -> Tensor:
+    """An expert's share of the bound, a scalar in nats, differentiable: what its hyperparameters maximise."""
+    return expert.evidence()
 
 
 def _expected_log_likelihood(climber: Climber, X: Tensor, y: Tensor) -> Tensor:
-    """`expected_log_likelihood` of the expert that a climber nudges, written out where the expert is."""
+    """That of the expert which a climber nudges, written out where the expert is."""
     if climber.plain is None:
-        return expected_log_likelihood(climber.model, X, y)
+        expected: Tensor = climber.model.expected_log_likelihood(X, y)  # type: ignore[operator]
+        return expected
     mean, variance = climber.plain.marginals(X)
     noise = climber.plain.noise
     return torch.from_numpy(-0.5 * (math.log(2 * math.pi * noise) + ((y.numpy() - mean) ** 2 + variance) / noise))
@@ -153,11 +145,11 @@ class Start:
 
     Attributes:
         responsibilities: ``(n, k)``.
-        models: for each expert a GP whose hyperparameters it starts from; None for those it was made with.
+        models: for each expert a model whose parameters it starts from; None for those it was made with.
     """
 
     responsibilities: Tensor
-    models: list[ExactGP] | None
+    models: list[Any] | None
 
 
 @dataclass(frozen=True)
@@ -174,11 +166,15 @@ class _Search:
         start = time.perf_counter()
         if moe.n_experts > 1 and len(moe.y) > _SCREENING_ROWS:
             return self._fit_from_subset(moe, further)
-        single = deepcopy(moe.all_experts[0])
+        first = moe.all_experts[0]
+        if moe.n_experts == 1 and not isinstance(first, ExactGP):
+            end = self._run(moe)
+            return self._finish(moe, end, [], end.evaluations, (end.trace[-1],), start)
+        single = deepcopy(first) if isinstance(first, ExactGP) else ExactGP(moe.X, moe.y)
         single.set_data(moe.X, moe.y)
         with_one = fit_quietly(single, solver=self.solver)
         if moe.n_experts == 1:
-            _copy_parameters(single, moe.all_experts[0])
+            _copy_parameters(single, first)
             return with_one
         with threads_for(len(moe.y)):
             starts = [*further, *cluster_starts(moe, single, self.n_restarts, self.seed)]
@@ -226,7 +222,7 @@ class _Search:
             evaluations=evaluations,
             converged=end.converged,
             reason="the bound rose by less than the tolerance" if end.converged else "max_iterations reached",
-            jitter=max(expert.factor().jitter for expert in moe.all_experts),
+            jitter=max(expert.jitter_needed() for expert in moe.all_experts),
             seconds=time.perf_counter() - start,
             solver=f"{self.solver} by {lapack.provider()}",
             starts=starts,
@@ -243,8 +239,8 @@ class _Run:
     converged: bool
 
 
-def _copy_parameters(source: ExactGP, target: ExactGP) -> None:
-    """Start an expert where the single GP ended, as far as their parameters are the same ones."""
+def _copy_parameters(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Start an expert where another model ended, as far as their parameters are the same ones."""
     values = dict(source.named_parameters())
     for name, parameter in target.named_parameters():
         if name in values and values[name].shape == parameter.shape:
@@ -273,7 +269,7 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
         The trace of the bound, which never falls.
     """
     trace: list[float] = []
-    climbers = [Climber(expert, expert_evidence, plain_evidence(expert)) for expert in moe.all_experts]
+    climbers = [_expert_climber(expert) for expert in moe.all_experts]
     gate = _gate_climber(moe)
     converged = False
     with solver.applied(), torch.enable_grad(), threads_for(len(moe.y)):
@@ -292,6 +288,11 @@ def _assign(moe: MixtureOfExperts, climbers: list[Climber]) -> None:
         moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(moe.X), -1))
 
 
+def _expert_climber(expert: Any) -> Climber:
+    """What nudges an expert's hyperparameters."""
+    return Climber(expert, expert_evidence, plain_evidence(expert) if isinstance(expert, ExactGP) else None)
+
+
 def _gate_climber(moe: MixtureOfExperts) -> Climber | None:
     """What nudges the gate's hyperparameters, None for a gate without any."""
     if not isinstance(moe.gate, torch.nn.Module) or not any(p.requires_grad for p in moe.gate.parameters()):
@@ -304,6 +305,8 @@ def _maximise(moe: MixtureOfExperts, climbers: list[Climber], gate: Climber | No
     X, r = moe.X, moe.responsibilities
     with torch.no_grad():
         moe.gate.fit_step(X, r)
+        for expert in moe.all_experts:
+            expert.fit_step()
     experts = sum(climber.nudge(_STEPS) for climber in climbers)
     if gate is not None:
         of_gate = gate.nudge(_STEPS)
