@@ -1,34 +1,34 @@
 """Conjugate variational EM for mixtures of experts.
 
-q(z) prod_k q(f_k) q(gate), with q(z_n = k) = r_nk. Given r, expert k holds point n with weight r_nk, and q(f_k) integrates
-out of the bound:
+q(z) prod_k q(f_k) q(gate), with q(z_n = k) = r_nk. Given r, expert k holds point n with weight r_nk, and q(f_k)
+integrates out of the bound:
 
     bound = sum_k log Z_k + E[log gate] - KL(gate) - sum_nk r_nk log r_nk + log priors
 
-where log Z_k is `Expert.evidence` and a point with r_nk = 0 is not there. Each step, of r, of the gate and of the hyperparameters, can only raise it.
+where log Z_k is `Expert.evidence` and a point with r_nk = 0 is not there. Each step, of r, of the gate and of the
+hyperparameters, can only raise it.
 
 Source: Nguyen and Bonilla (2014), Fast Allocation of Gaussian Process Experts, eq. 15-17, with exact experts.
 """
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from gpmoe.inference.fit import Climber, fit_quietly
 from gpmoe.inference.marginal_likelihood import log_prior
+from gpmoe.inference.mixture_starts import Start as Start
+from gpmoe.inference.mixture_starts import cluster_starts as cluster_starts
+from gpmoe.inference.mixture_starts import merge_experts
+from gpmoe.inference.mixture_starts import split_experts as split_experts
 from gpmoe.inference.plain_evidence import plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
@@ -36,9 +36,8 @@ from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert import Expert
+from gpmoe.models.gaussian_model import LearnableModel
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
-
-Array = NDArray[Any]
 
 _STEPS = 2  # of L-BFGS in each M-step
 _TOLERANCE = 1e-4  # nats a point by which an iteration must raise the bound to go on
@@ -108,7 +107,8 @@ def choose_n_experts(
     The evidence is the bound plus Laplace's approximation for the gate's point estimate plus log k!, for the
     relabellings that the bound does not see. Each mixture also starts from the one before it with one expert split.
     The search ends after two sizes in a row that bring nothing, or where an expert would be left with fewer than ten
-    points on average.
+    points on average. Then it goes down again: each size is also tried from the next larger one with its two closest
+    experts merged.
 
     Args:
         make: an unfitted model of so many experts.
@@ -129,27 +129,30 @@ def choose_n_experts(
         report = search.fit(moe, split_experts(fitted[-1][0]))
         fitted.append((moe, report))
         scores.append(_log_evidence(moe, report))
+    _from_above(make, replace(search, n_restarts=0), fitted, scores)
     moe, report = fitted[int(np.argmax(scores))]
     warn_about(report, stacklevel=3)
     return moe, report
 
 
+def _from_above(
+    make: Callable[[int], MixtureOfExperts],
+    search: "_Search",
+    fitted: list[tuple[MixtureOfExperts, FitReport]],
+    scores: list[float],
+) -> None:
+    """Replace mixtures by better ones that come from merging experts of the next larger."""
+    for k in range(len(fitted) - 1, 1, -1):
+        moe = make(k)
+        report = search.fit(moe, merge_experts(fitted[k][0]))
+        score = _log_evidence(moe, report)
+        if score > scores[k - 1]:
+            fitted[k - 1], scores[k - 1] = (moe, report), score
+
+
 def _log_evidence(moe: MixtureOfExperts, report: FitReport) -> float:
     occam = float(moe.gate.log_occam_factor(moe.X))
     return report.objective_trace[-1] + occam + math.lgamma(moe.n_experts + 1)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where EM starts.
-
-    Attributes:
-        responsibilities: ``(n, k)``.
-        models: for each expert a model whose parameters it starts from; None for those it was made with.
-    """
-
-    responsibilities: Tensor
-    models: list[Any] | None
 
 
 @dataclass(frozen=True)
@@ -166,25 +169,32 @@ class _Search:
         start = time.perf_counter()
         if moe.n_experts > 1 and len(moe.y) > _SCREENING_ROWS:
             return self._fit_from_subset(moe, further)
-        first = moe.all_experts[0]
-        if moe.n_experts == 1 and not isinstance(first, ExactGP):
-            end = self._run(moe)
-            return self._finish(moe, end, [], end.evaluations, (end.trace[-1],), start)
-        single = deepcopy(first) if isinstance(first, ExactGP) else ExactGP(moe.X, moe.y)
-        single.set_data(moe.X, moe.y)
-        with_one = fit_quietly(single, solver=self.solver)
         if moe.n_experts == 1:
-            _copy_parameters(single, first)
-            return with_one
-        with threads_for(len(moe.y)):
-            starts = [*further, *cluster_starts(moe, single, self.n_restarts, self.seed)]
+            return self._fit_one(moe, start)
+        starts, evaluations = list(further), 0
+        if self.n_restarts:
+            first = moe.all_experts[0]
+            single = deepcopy(first) if isinstance(first, ExactGP) else ExactGP(moe.X, moe.y)
+            single.set_data(moe.X, moe.y)
+            evaluations = fit_quietly(single, solver=self.solver).evaluations
+            with threads_for(len(moe.y)):
+                starts += cluster_starts(moe, single, self.n_restarts, self.seed)
         jobs = (delayed(_screen)(deepcopy(moe), begin, self.solver, lapack.provider()) for begin in starts)
         screened: list[_Run] = Parallel()(jobs)
         finalists = sorted(screened, key=lambda run: run.trace[-1])[-_FINALISTS:]
         ends = [self._run(run.moe) for run in finalists]
         best, end = max(zip(finalists, ends, strict=True), key=lambda pair: pair[1].trace[-1])
-        evaluations = with_one.evaluations + sum(run.evaluations for run in [*screened, *ends])
+        evaluations += sum(run.evaluations for run in [*screened, *ends])
         return self._finish(moe, end, best.trace, evaluations, tuple(run.trace[-1] for run in screened), start)
+
+    def _fit_one(self, moe: MixtureOfExperts, start: float) -> FitReport:
+        """Fit the only expert, by `fit` where it is a model of its own."""
+        expert = moe.all_experts[0]
+        if isinstance(expert, LearnableModel):
+            expert.set_data(moe.X, moe.y)
+            return fit_quietly(expert, solver=self.solver)
+        end = self._run(moe)
+        return self._finish(moe, end, [], end.evaluations, (end.trace[-1],), start)
 
     def _fit_from_subset(self, moe: MixtureOfExperts, further: Sequence[Start]) -> FitReport:
         """Search on some of the rows, then go on from there on all of them."""
@@ -316,72 +326,3 @@ def _maximise(moe: MixtureOfExperts, climbers: list[Climber], gate: Climber | No
             of_gate += float(log_prior(moe.gate))
     entropy = -float(torch.special.xlogy(r, r).sum())
     return experts + of_gate + entropy
-
-
-def cluster_starts(moe: MixtureOfExperts, single: ExactGP, count: int, seed: int | None) -> list[Start]:
-    """Soft assignments from clusterings of inputs, targets and the residuals of one GP.
-
-    Args:
-        moe: gives X, y and the number of experts.
-        single: one GP fitted to all points; every other start takes its hyperparameters.
-        count: number of starts.
-        seed: for the clusterings.
-
-    Returns:
-        `count` starts, with 0.9 of a point's responsibility on its cluster.
-    """
-    X, y, k = moe.X.numpy(), moe.y.numpy(), moe.n_experts
-    loo_mean, loo_variance = single.leave_one_out()
-    surprise = ((torch.from_numpy(y) - loo_mean) / loo_variance.sqrt()).numpy()
-    size = np.log(np.abs(surprise) + 0.05)
-    views: list[tuple[Callable[[Array, int, int], Array], Array]] = [
-        (_gaussian_clusters, np.column_stack([X, y, size])),
-        (_gaussian_clusters, np.column_stack([X, y])),
-        (_centroids, np.column_stack([X, size])),
-        (_centroids, X),
-        (_gaussian_clusters, np.column_stack([X, size])),
-        (_centroids, np.column_stack([X, y])),
-    ]
-    states = np.random.default_rng(seed).integers(2**31, size=count)
-    starts = []
-    for i in range(count):
-        cluster, view = views[i % len(views)]
-        labels = torch.from_numpy(cluster(view, k, int(states[i])))
-        one_hot = torch.nn.functional.one_hot(labels.long(), k).to(torch.float64)
-        starts.append(Start(0.9 * one_hot + 0.1 / k, None if i % 2 else [single] * k))
-    return starts
-
-
-def split_experts(moe: MixtureOfExperts) -> list[Start]:
-    """For each expert of a fitted mixture, a start with one more expert in which that one is split in two.
-
-    An expert is split where its points are, along the input that spreads them most, at their median; both halves keep
-    its hyperparameters.
-    """
-    X, r = moe.X, moe.responsibilities
-    starts = []
-    for k in range(moe.n_experts):
-        own = X[r[:, k] > 0.5]
-        if len(own) < 4:
-            continue
-        widest = own.std(0).argmax()
-        right = torch.where(X[:, widest] > own[:, widest].median(), 0.9, 0.1)
-        others = [j for j in range(moe.n_experts) if j != k]
-        halves = [r[:, k] * right, r[:, k] * (1 - right)]
-        responsibilities = torch.stack([*(r[:, j] for j in others), *halves], -1)
-        starts.append(Start(responsibilities, [moe.all_experts[j] for j in [*others, k, k]]))
-    return starts
-
-
-def _centroids(view: Array, k: int, seed: int) -> Array:
-    return _labels(KMeans(k, n_init=1, random_state=seed), view)
-
-
-def _gaussian_clusters(view: Array, k: int, seed: int) -> Array:
-    return _labels(GaussianMixture(k, reg_covar=1e-3, random_state=seed), view)
-
-
-def _labels(clusters: Any, view: Array) -> Array:
-    with warnings.catch_warnings():  # identical rows give fewer clusters than asked for, which is a start as well
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return clusters.fit_predict(view)
