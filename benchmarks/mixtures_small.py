@@ -38,7 +38,7 @@ def scaled(X: Array, y: Array) -> tuple[Any, Any, Any]:
     """The scaling of gpmoe's estimators, and the data in it."""
     from gpmoe.estimators.arrays import Scaling
 
-    scaling = Scaling.learn(X, y, "standard")
+    scaling = Scaling.learn(X, y, "standardise")
     return scaling, scaling.inputs(X), scaling.targets(y)
 
 

@@ -84,7 +84,7 @@ class LinearExpert(gpytorch.Module):
         self.learns_noise = noise is None
         floor = least_noise if noise is None else 0.0
         self.likelihood = GaussianLikelihood(noise_constraint=GreaterThan(floor)).to(X)
-        self.likelihood.noise = torch.as_tensor([max(0.1, 2 * floor) if noise is None else noise]).to(X)
+        self.likelihood.noise = X.new_tensor([max(0.1, 2 * floor) if noise is None else noise])
         self.likelihood.requires_grad_(False)
         for name in ("X", "y", "weights"):
             self.register_buffer(name, None)
@@ -192,7 +192,7 @@ class LinearExpert(gpytorch.Module):
         return 0.0
 
     def _set_noise(self, noise: float) -> None:
-        self.likelihood.noise = torch.as_tensor([noise]).to(self.X)
+        self.likelihood.noise = self.X.new_tensor([noise])
 
     def _design(self, X: Tensor) -> Tensor:
         chosen = X if len(self.columns) == X.shape[-1] else X[..., self.columns]

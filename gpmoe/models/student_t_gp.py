@@ -106,7 +106,7 @@ class StudentTGP(LearnableModel):
         self.covar_module = (dimension_scaled_matern(X.shape[-1]) if kernel is None else kernel).to(X)
         self.mean_module = (ConstantMean() if mean is None else mean).to(X)
         self.likelihood = GaussianLikelihood(noise_constraint=GreaterThan(least_noise)).to(X)
-        self.likelihood.noise = torch.as_tensor([max(0.1, 2 * least_noise)]).to(X)
+        self.likelihood.noise = X.new_tensor([max(0.1, 2 * least_noise)])
         self.tails = _Tails().to(X)
         self.workspace = Workspace()
         self._state: _State | None = None
@@ -253,9 +253,9 @@ class StudentTGP(LearnableModel):
     def _over_scales(self, mean: Tensor, variance: Tensor, *, include_noise: bool) -> Components:
         if not include_noise:
             return torch.ones_like(mean).unsqueeze(-1), mean.unsqueeze(-1), variance.unsqueeze(-1)
-        half = min(0.5 * float(self.degrees_of_freedom), _NEARLY_GAUSSIAN)
+        half = min(0.5 * float(self.degrees_of_freedom.detach()), _NEARLY_GAUSSIAN)
         nodes, weights = roots_genlaguerre(_NODES, half - 1)
-        noise = float(self.likelihood.noise) * half / torch.from_numpy(nodes)
+        noise = float(self.likelihood.noise.detach()) * half / torch.from_numpy(nodes)
         variances = variance.unsqueeze(-1) + noise
         share = torch.from_numpy(weights / weights.sum())
         return share.expand_as(variances), mean.unsqueeze(-1).expand_as(variances), variances
