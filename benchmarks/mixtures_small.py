@@ -174,7 +174,16 @@ def row(results: Results, title: str, problems: list[tuple[str, dict[str, Any]]]
 
 
 def tables(results: Results, small: bool) -> list[Table]:
-    header = ["model", "log score", "above GP", "above heteroscedastic GP", "RMSE", "90 % coverage", "experts", "slowest"]
+    header = [
+        "model",
+        "log score",
+        "above GP",
+        "above heteroscedastic GP",
+        "RMSE",
+        "90 % coverage",
+        "experts",
+        "slowest",
+    ]
     notes = [
         "Mean ± standard error over splits; differences are paired. y standardised on all rows of the table.",
         "Number of experts, and hyperparameters, by the approximate evidence of the training rows.",

@@ -180,7 +180,9 @@ def test_learning_the_linear_noise_raises_the_evidence_to_its_top(held: Any, kin
 
 def test_em_goes_on_from_given_coefficients() -> None:
     X = torch.linspace(-1, 1, 400, dtype=torch.float64).unsqueeze(-1)
-    y = 3 * X.squeeze(-1).abs() + 0.05 * torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = 3 * X.squeeze(-1).abs() + 0.05 * torch.randn(
+        400, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     moe = MixtureOfExperts(X, y, experts=[LinearExpert(X, y, prior_variance=1e6) for _ in range(2)])
     for sign, expert in zip((-1.0, 1.0), moe.all_experts, strict=True):
         expert.set_coefficients(torch.tensor([0.1, 2 * sign], dtype=torch.float64), 0.2)
@@ -290,7 +292,9 @@ def test_the_heteroscedastic_gp_finds_where_the_noise_is() -> None:
     assert 0.03 < float(found[:40].mean()) < 0.09
     assert 0.35 < float(found[80:].mean()) < 0.75
     posterior = gp.posterior(X[:3], observation_noise=True)
-    assert_close(posterior.variance.squeeze(-1), gp.marginals(X[:3])[1] + gp.noise_variance(X[:3]), rtol=1e-6, atol=1e-9)
+    assert_close(
+        posterior.variance.squeeze(-1), gp.marginals(X[:3])[1] + gp.noise_variance(X[:3]), rtol=1e-6, atol=1e-9
+    )
     assert len(gp.predictive(X)) == 120
 
 

@@ -1,4 +1,4 @@
-"""Where variational EM of a mixture starts: clusterings of the data, or a fitted mixture with one expert more or less."""
+"""Where variational EM of a mixture starts: clusterings, or a fitted mixture with one expert more or less."""
 
 import warnings
 from collections.abc import Callable

@@ -54,7 +54,7 @@ def expert_evidence(expert: Expert) -> Tensor:
 def _expected_log_likelihood(climber: Climber, X: Tensor, y: Tensor) -> Tensor:
     """That of the expert which a climber nudges, written out where the expert is."""
     if climber.plain is None:
-        expected: Tensor = climber.model.expected_log_likelihood(X, y)  # type: ignore[operator]
+        expected: Tensor = climber.model.expected_log_likelihood(X, y)
         return expected
     mean, variance = climber.plain.marginals(X)
     noise = climber.plain.noise
@@ -190,8 +190,8 @@ class _Search:
     def _fit_one(self, moe: MixtureOfExperts, start: float) -> FitReport:
         """Fit the only expert, by `fit` where it is a model of its own."""
         expert = moe.all_experts[0]
+        expert.set_data(moe.X, moe.y)
         if isinstance(expert, LearnableModel):
-            expert.set_data(moe.X, moe.y)
             return fit_quietly(expert, solver=self.solver)
         end = self._run(moe)
         return self._finish(moe, end, [], end.evaluations, (end.trace[-1],), start)

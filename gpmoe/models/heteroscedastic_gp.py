@@ -242,9 +242,7 @@ class HeteroscedasticGP(LearnableModel):
     def _r(self) -> Tensor:
         return torch.ones_like(self.y) if self.weights is None else self.weights
 
-    def _marginals(
-        self, q: SitePosterior, kernel: Kernel, prior_mean: Mean, X: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _marginals(self, q: SitePosterior, kernel: Kernel, prior_mean: Mean, X: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = q.marginals(dense_covariance(kernel, X, self.X), kernel(X, diag=True))
         return prior_mean(X) + mean, variance
 
@@ -291,7 +289,12 @@ class HeteroscedasticGP(LearnableModel):
             step, new = 1.0, at(*goal)
             while not new.bound >= state.bound and step > 1e-3:
                 step *= 0.5
-                new = at(*(torch.lerp(old, end, step) for old, end in zip((state.precision, state.linear), goal, strict=True)))
+                new = at(
+                    *(
+                        torch.lerp(old, end, step)
+                        for old, end in zip((state.precision, state.linear), goal, strict=True)
+                    )
+                )
             if not new.bound >= state.bound:
                 break
             state, gained = new, new.bound - state.bound
