@@ -322,6 +322,20 @@ def test_one_expert_is_reported_when_the_data_want_one() -> None:
     assert made[0].n_experts == 1
 
 
+def test_a_rival_is_kept_where_its_evidence_is_larger() -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.linspace(-2, 2, 60, dtype=torch.float64).unsqueeze(-1)
+    y = (1.2 * X.squeeze(-1)).exp() * torch.randn(60, dtype=torch.float64, generator=generator)
+    for data, kept in ((y, HeteroscedasticGP), (X.squeeze(-1).sin(), ExactGP)):
+        targets = (data - data.mean()) / data.std()
+        rival = MixtureOfExperts(X, targets, experts=[HeteroscedasticGP(X, targets)])
+        moe, report = choose_n_experts(
+            lambda k, y=targets: MixtureOfExperts(X, y, n_experts=k), n_restarts=1, seed=0, most=1, rivals=[rival]
+        )
+        assert type(moe.experts[0]) is kept
+        assert report.converged
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [

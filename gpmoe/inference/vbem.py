@@ -101,6 +101,7 @@ def choose_n_experts(
     seed: int | None = None,
     max_iterations: int = 200,
     most: int = 4,
+    rivals: Sequence[MixtureOfExperts] = (),
 ) -> tuple[MixtureOfExperts, FitReport]:
     """Fit mixtures of one, two, ... experts and keep the one with the largest approximate log evidence.
 
@@ -114,6 +115,8 @@ def choose_n_experts(
         make: an unfitted model of so many experts.
         solver, n_restarts, seed, max_iterations: as for `fit_mixture`.
         most: the largest mixture to try.
+        rivals: unfitted mixtures of other experts on the same data, of which one is kept if its evidence is larger
+            still: one of a single `HeteroscedasticGP`, for instance, where noise changes gradually.
 
     Returns:
         The model and its report.
@@ -130,6 +133,10 @@ def choose_n_experts(
         fitted.append((moe, report))
         scores.append(_log_evidence(moe, report))
     _from_above(make, replace(search, n_restarts=0), fitted, scores)
+    for rival in rivals:
+        report = search.fit(rival)
+        fitted.append((rival, report))
+        scores.append(_log_evidence(rival, report))
     moe, report = fitted[int(np.argmax(scores))]
     warn_about(report, stacklevel=3)
     return moe, report
@@ -151,6 +158,8 @@ def _from_above(
 
 
 def _log_evidence(moe: MixtureOfExperts, report: FitReport) -> float:
+    if moe.n_experts == 1:
+        return report.objective_trace[-1]
     occam = float(moe.gate.log_occam_factor(moe.X))
     return report.objective_trace[-1] + occam + math.lgamma(moe.n_experts + 1)
 
