@@ -34,6 +34,7 @@ _MISFITS = (
 _LOADABLE = {  # classes that a file may name, and where they live
     "GPRegressor": "gpmoe.estimators.gp_regressor",
     "GridGPRegressor": "gpmoe.estimators.grid_gp_regressor",
+    "MixtureOfExpertsClassifier": "gpmoe.estimators.mixture_of_experts_classifier",
     "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",
     "SparseGPRegressor": "gpmoe.estimators.sparse_gp_regressor",
 }

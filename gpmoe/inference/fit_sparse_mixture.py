@@ -171,7 +171,7 @@ def natural_pass(
         shares = [None] * len(blocks) if responsibilities is None else responsibilities.split(_BLOCK)
         for block, r in zip(blocks, shares, strict=True):
             value = moe.elbo(block, r) * (len(block) / len(rows))
-            (-value).backward()  # type: ignore[no-untyped-call]
+            (-value).backward()
             total += float(value.detach())
         optimiser.step()
         optimiser.zero_grad()

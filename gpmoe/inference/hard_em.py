@@ -10,23 +10,31 @@ Given labels each expert is a GP fitted to its own points and the gate a classif
 
 What starts are compared by is the classification likelihood, Σ_k log p(y_{c=k} | X_{c=k}) + Σ_n log π_{c_n}(x_n).
 
-Source: Etienam, Law and Wade (2020), Ultra-fast deep mixtures of Gaussian process experts, sec. 3, where the first round
+Source: Etienam, Law and Wade (2024), (Ultra-)fast deep mixtures of Gaussian process experts, where the first round
 is called CCR and further ones MM.
 """
 
 import time
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
+from gpytorch.kernels import Kernel
+from gpytorch.likelihoods import Likelihood
 from joblib import Parallel, delayed
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from gpmoe.gates import Gate
 from gpmoe.inference.fit import fit_quietly
 from gpmoe.inference.fit_sparse_mixture import GATE_ROWS, gate_rows, natural_pass
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
 from gpmoe.inference.vbem import cluster_starts
+from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.inducing_points import greedy_inducing_points
@@ -34,8 +42,9 @@ from gpmoe.models.mixture_of_experts import MixtureOfExperts
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 _SEARCH_ROWS = 400  # on more rows than these starts are compared on so many of them, drawn at random
+_CLUSTER_ROWS = 2000
 _SEARCH_ROUNDS = 3
-_ITERATIONS = 15  # of L-BFGS for each expert in a round
+_ITERATIONS = 6  # of L-BFGS for each expert in a round
 _SETTLED = 1e-3  # share of rows that may still change their expert when sparse experts stop
 
 
@@ -48,9 +57,7 @@ class _Round:
     converged: bool
 
 
-def fit_hard(
-    moe: MixtureOfExperts, *, n_restarts: int = 4, max_rounds: int = 10, seed: int | None = None
-) -> FitReport:
+def fit_hard(moe: MixtureOfExperts, *, n_restarts: int = 4, max_rounds: int = 10, seed: int | None = None) -> FitReport:
     """Fit a mixture of exact experts by hard EM, in place; responsibilities end as zeros and ones.
 
     Starts are clusterings of inputs, targets and the residuals of one GP, which run through joblib.
@@ -169,7 +176,7 @@ def sparse_from_exact(
     generator = torch.Generator().manual_seed(0 if seed is None else seed)
     rows = torch.randperm(len(y), generator=generator)[:GATE_ROWS]
     labels = torch.zeros(len(rows), dtype=torch.long) if moe.n_experts == 1 else _labels(moe, X[rows], y[rows])
-    Z = [_inducing_points(moe, k, X[rows], labels == k, n_inducing) for k in range(moe.n_experts)]
+    Z = [_greedy(expert.covar_module, X[rows], labels == k, n_inducing) for k, expert in enumerate(moe.all_experts)]
     sparse = SparseMixtureOfExperts(
         X,
         y,
@@ -186,10 +193,9 @@ def sparse_from_exact(
     return sparse
 
 
-def _inducing_points(moe: MixtureOfExperts, k: int, X: Tensor, own: Tensor, p: int) -> Tensor:
-    """Points of expert k among its own rows, or among all where it has fewer than p."""
-    candidates = X[own] if int(own.sum()) >= p else X
-    return greedy_inducing_points(moe.all_experts[k].covar_module, candidates, p)
+def _greedy(kernel: Kernel, X: Tensor, own: Tensor, p: int) -> Tensor:
+    """Inducing points among an expert's own rows, or among all where it has fewer than p."""
+    return greedy_inducing_points(kernel, X[own] if int(own.sum()) >= p else X, p)
 
 
 def fit_hard_sparse(moe: SparseMixtureOfExperts, *, max_rounds: int = 10) -> FitReport:
@@ -236,3 +242,66 @@ def fit_hard_sparse(moe: SparseMixtureOfExperts, *, max_rounds: int = 10) -> Fit
     return report
 
 
+def sparse_from_clusters(
+    X: Tensor,
+    y: Tensor,
+    *,
+    n_experts: int,
+    likelihood: Likelihood,
+    kernel: Kernel | None = None,
+    gate: str | Gate = "softmax",
+    n_inducing: int,
+    seed: int | None = None,
+) -> SparseMixtureOfExperts:
+    """A sparse mixture for any likelihood that starts from a clustering of the rows.
+
+    k-means clusters 2,000 random rows by X, and by X and y, twice each; gate and experts learn each clustering and the
+    one of the highest bound is kept.
+
+    Args:
+        X: ``(n, d)``, about unit variance.
+        y: ``(n,)``, as the likelihood takes it.
+        n_experts: k.
+        likelihood: of every expert.
+        kernel: of every expert; `SparseMixtureOfExperts`' own if None.
+        gate: a name for `make_gate`, or a `Gate` of k experts.
+        n_inducing: inducing points of each expert at most.
+        seed: for rows and clusterings.
+    """
+    generator = torch.Generator().manual_seed(0 if seed is None else seed)
+    rows = torch.randperm(len(y), generator=generator)[:_CLUSTER_ROWS]
+    views = [X[rows], torch.cat([X[rows], _indicator(y[rows])], -1)]
+    chosen = expert_matern(X.shape[-1]) if kernel is None else kernel
+    found = []
+    for start in range(4 if n_experts > 1 else 1):
+        labels = _clusters(views[start % 2], n_experts, int(torch.randint(2**31, (1,), generator=generator)))
+        moe = SparseMixtureOfExperts(
+            X,
+            y,
+            [_greedy(chosen, X[rows], labels == k, n_inducing) for k in range(n_experts)],
+            n_experts=n_experts,
+            kernel=[chosen] * n_experts,
+            likelihood=likelihood,
+            gate=deepcopy(gate),
+        )
+        one_hot = torch.nn.functional.one_hot(labels, n_experts).to(X)
+        allowed = gate_rows(moe.gate, len(rows))
+        with torch.no_grad():
+            moe.gate.fit_step(X[rows[:allowed]], one_hot[:allowed])
+        for _ in range(3):
+            natural_pass(moe, rows, one_hot, natural_step=0.5)
+        with torch.no_grad():
+            found.append((float(moe.elbo(rows)), start, moe))
+    return max(found)[-1]
+
+
+def _clusters(view: Tensor, k: int, seed: int) -> Tensor:
+    with threadpool_limits(1), warnings.catch_warnings():  # identical rows give fewer clusters, a start as well
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return torch.from_numpy(KMeans(k, n_init=1, random_state=seed).fit_predict(view.numpy())).long()
+
+
+def _indicator(y: Tensor) -> Tensor:
+    """A column for each value of y, for at most 20 of them; else y itself."""
+    values, index = torch.unique(y, return_inverse=True)
+    return torch.nn.functional.one_hot(index).to(torch.float64) if len(values) <= 20 else y.unsqueeze(-1)

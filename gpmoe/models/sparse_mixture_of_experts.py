@@ -103,8 +103,7 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
         if kernel is None and n_experts > 1:
             kernel = expert_matern(X.shape[-1])
         if likelihood is None and n_experts > 1:
-            likelihood = GaussianLikelihood(noise_constraint=GreaterThan(1e-4)).double()
-            likelihood.noise = 0.1
+            likelihood = _gaussian()
         parts = zip(
             _one_each("Z", Z, Tensor, n_experts),
             _one_each("kernel", kernel, Kernel, n_experts),
@@ -295,6 +294,13 @@ def _expert(
         mean=ConstantMean(batch_shape=torch.Size(classes)),
         likelihood=deepcopy(likelihood),
     )
+
+
+def _gaussian() -> GaussianLikelihood:
+    """With a floor that keeps one of several experts from collapsing on a few points."""
+    likelihood = GaussianLikelihood(noise_constraint=GreaterThan(1e-4)).double()
+    likelihood.noise = 0.1
+    return likelihood
 
 
 def _one_each(name: str, given: _Part | Sequence[_Part] | None, kind: type[_Part], n_experts: int) -> Sequence[Any]:
