@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from gpmoe import io
-from gpmoe.errors import InputError, ShapeError
+from gpmoe.errors import InputError, NonFiniteError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs
 from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
@@ -124,7 +124,8 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> Array:
         """Probability of each class of `classes_` at each row of X ``(m, d)``, ``(m, c)``; rows sum to one."""
-        probs = self.model_.class_probs(self._inputs(X)).numpy()
+        inputs = self._inputs(X)
+        probs = self.model_.class_probs(inputs).numpy()
         return cast(Array, probs / probs.sum(-1, keepdims=True))
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -228,6 +229,9 @@ def _checked_labels(estimator: BaseEstimator, y: Any, n: int) -> tuple[NDArray[A
     if y is None:
         raise InputError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        row = int(np.argmin(np.isfinite(labels)))
+        raise NonFiniteError(f"Input y contains NaN or infinity: first at row {row}. Drop such rows first.")
     check_classification_targets(labels)
     if len(labels) != n:
         raise ShapeError(f"`X` and `y` must have the same number of rows; got {n} and {len(labels)}.")
