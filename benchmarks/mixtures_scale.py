@@ -1,6 +1,7 @@
 """Mixtures at scale: a million rows, growth of fit time, regression tables, and prediction beside SMT's mixture.
 
-SMT is a peer for development alone: `pip install --no-deps --target FOLDER smt pydoe` and set ``GPMOE_SMT=FOLDER``.
+SMT is a peer for development alone: `pip install --no-deps --target FOLDER smt pydoe jenn orjson jsonpointer jsonschema
+jsonschema-specifications attrs referencing rpds-py` and set ``GPMOE_SMT=FOLDER``.
 """
 
 import importlib

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from gpmoe.errors import DtypeError, InputError, NotConvergedWarning, ShapeError
 from gpmoe.gates import ConstantGate, SoftmaxGate
 from gpmoe.inference.elbo import elbo
-from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture, natural_pass
+from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture, learns_by_gradient, natural_pass
 from gpmoe.inference.fit_stochastic import fit_stochastic_quietly
 from gpmoe.inference.hard_em import fit_hard, fit_hard_sparse, sparse_from_clusters, sparse_from_exact
 from gpmoe.models.categorical_likelihood import CategoricalLikelihood
@@ -177,7 +177,7 @@ def test_an_expert_without_responsibility_is_its_prior(regimes: Table) -> None:
 def test_a_fit_finds_both_regimes_and_raises_the_bound(regimes: Table) -> None:
     moe = started(regimes)
     before = value_of(moe.elbo())
-    quiet(moe, epochs=100, batch_size=100, learning_rate=0.05, seed=0)
+    quiet(moe, epochs=120, batch_size=100, learning_rate=0.1, seed=0)
     assert value_of(moe.elbo()) > before + 30
     noises = sorted(float(expert.new_noise()) ** 0.5 for expert in moe.all_experts)
     assert noises[0] == pytest.approx(0.05, abs=0.03)
@@ -336,3 +336,39 @@ def test_a_posterior_takes_no_noise_tensor(table: Table) -> None:
     with pytest.raises(InputError, match="noise tensors"):
         moe.posterior(table[0], observation_noise=torch.ones(1))
     assert moe.posterior(table[0].unsqueeze(0), observation_noise=True).mean.shape == (1, 20, 1)
+
+
+class LinearGate(torch.nn.Module):
+    """A softmax gate of the simplest kind, which learns by gradient alone."""
+
+    def __init__(self, n_experts: int) -> None:
+        super().__init__()
+        self.n_experts = n_experts
+        self.slope = torch.nn.Parameter(torch.linspace(-1, 1, n_experts, dtype=torch.float64))
+
+    def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
+        """Nothing in closed form."""
+
+    def log_probs(self, X: Tensor) -> Tensor:
+        return torch.log_softmax(X[..., :1] * self.slope, -1)
+
+
+def test_a_gate_of_parameters_learns_by_gradient(regimes: Table) -> None:
+    gate = LinearGate(2)
+    moe = sparse_from_clusters(
+        *regimes, n_experts=2, likelihood=GaussianLikelihood().double(), gate=gate, n_inducing=10, seed=0
+    )
+    before = moe.gate.slope.detach().clone()
+    assert learns_by_gradient(moe.gate, moe.X)
+    assert not learns_by_gradient(SoftmaxGate(2, 1), moe.X)
+    quiet(moe, epochs=5, batch_size=100, seed=0)
+    assert not torch.equal(moe.gate.slope.detach(), before)
+
+
+def test_a_gp_gate_learns_its_kernel(regimes: Table) -> None:
+    moe = sparse_from_clusters(
+        *regimes, n_experts=2, likelihood=GaussianLikelihood().double(), gate="gp", n_inducing=10, seed=0
+    )
+    before = moe.gate.kernel.outputscale.detach().clone()
+    quiet(moe, epochs=2, batch_size=100, seed=0)
+    assert not torch.equal(moe.gate.kernel.outputscale.detach(), before)

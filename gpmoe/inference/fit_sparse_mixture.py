@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from gpytorch.kernels import Kernel
 from gpytorch.optim import NGD
 from torch import Tensor
 
 from gpmoe.errors import InputError
-from gpmoe.gates import Gate, GPGate
+from gpmoe.gates import Gate
+from gpmoe.inference.fit import Climber
 from gpmoe.inference.fit_stochastic import _gained, _optimisers, _share
 from gpmoe.inference.marginal_likelihood import log_prior, prior_of
 from gpmoe.inference.report import FitReport, warn_about
@@ -24,6 +26,7 @@ from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 GATE_ROWS = 20_000  # random rows from which a gate learns in closed form
 _GP_GATE_ROWS = 1000  # the same for a gate whose cost grows with the cube of rows
+_GATE_STEPS = 2  # of L-BFGS for a gate's hyperparameters, once an epoch
 _SETTLED = 0.01  # nats an observation that the last tenth of the epochs may still have gained
 _BLOCK = 4096  # rows at a time of a pass over all
 _OBJECTIVES = ("elbo", "tight")
@@ -31,15 +34,15 @@ _LEAST_STEPS, _LEAST_EPOCHS = 1000, 10
 
 
 def gate_rows(gate: Gate, n: int) -> int:
-    """How many of n rows a gate's closed-form step takes."""
-    return min(n, _GP_GATE_ROWS if isinstance(gate, GPGate) else GATE_ROWS)
+    """How many of n rows a gate's closed-form step takes: fewer if the gate is made of GPs."""
+    of_gps = isinstance(gate, torch.nn.Module) and any(isinstance(part, Kernel) for part in gate.modules())
+    return min(n, _GP_GATE_ROWS if of_gps else GATE_ROWS)
 
 
-def learns_by_gradient(gate: Gate) -> bool:
-    """Whether a gate's probabilities are differentiable in parameters of its own."""
-    if not isinstance(gate, torch.nn.Module) or isinstance(gate, GPGate):
-        return False
-    return any(parameter.requires_grad for parameter in gate.parameters())
+def learns_by_gradient(gate: Gate, X: Tensor) -> bool:
+    """Whether a gate's probabilities at X ``(m, d)`` are differentiable in parameters of its own."""
+    with torch.enable_grad():
+        return gate.log_probs(X).requires_grad
 
 
 def fit_sparse_mixture(
@@ -138,13 +141,18 @@ class _Step:
 
 
 def _fit_gate(moe: SparseMixtureOfExperts, order: Tensor) -> None:
-    """The closed-form step of a gate that has one."""
-    if moe.n_experts == 1 or learns_by_gradient(moe.gate):
+    """The closed-form step of a gate that has one, and a few steps of its hyperparameters."""
+    if moe.n_experts == 1 or learns_by_gradient(moe.gate, moe.X[:1]):
         return
     rows = order[: gate_rows(moe.gate, len(order))]
+    X = moe.X[rows]
+    r = moe.responsibilities(X, moe.y[rows])
     with torch.no_grad():
-        X = moe.X[rows]
-        moe.gate.fit_step(X, moe.responsibilities(X, moe.y[rows]))
+        moe.gate.fit_step(X, r)
+    if isinstance(moe.gate, torch.nn.Module) and any(p.requires_grad for p in moe.gate.parameters()):
+        Climber(moe.gate, lambda gate: gate.bound(X, r)).nudge(_GATE_STEPS)
+        with torch.no_grad():
+            moe.gate.fit_step(X, r)
 
 
 def natural_pass(
