@@ -41,6 +41,7 @@ def test_scikit_learns_contract_is_kept_by_classifiers(estimator, check) -> None
     check(estimator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference", ["svi", "hard"])
 def test_scikit_learns_contract_is_kept(inference: str) -> None:
     from sklearn.utils.estimator_checks import check_estimator
@@ -68,9 +69,8 @@ def test_hard_em_takes_sparse_experts_beyond_its_share(monkeypatch: pytest.Monke
     assert "sparse experts" in model.report_.solver
 
 
-@pytest.mark.parametrize("inference", ["svi", "hard"])
-def test_the_number_of_experts_is_found(inference: str) -> None:
-    model = fitted(inference, n_experts="auto")
+def test_the_number_of_experts_is_found() -> None:
+    model = fitted("svi", n_experts="auto")
     assert model.n_experts_ >= 2
     assert model.responsibilities_.shape == (300, model.n_experts_)
 
@@ -193,7 +193,7 @@ def test_a_tampered_file_is_refused(tmp_path: Path) -> None:
     X, y, _ = boundary(40)
     path = tmp_path / "model.gpmoe"
     classifier(max_iterations=1, n_inducing=4).fit(X, y).save(path)
-    path.write_bytes(path.read_bytes().replace(b'"bernoulli\\"', b'"gaussian_\\"').replace(b"bernoulli", b"bernoullj"))
+    path.write_bytes(path.read_bytes().replace(b"bernoulli", b"bernoullj"))
     with pytest.raises(FileFormatError):
         load(path)
 
