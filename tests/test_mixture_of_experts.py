@@ -206,7 +206,7 @@ def test_gates_come_by_name_or_as_objects(table: tuple[Tensor, Tensor]) -> None:
     ("arguments", "error", "text"),
     [
         ({"n_experts": 0}, InputError, "`n_experts` must be at least 1; got 0"),
-        ({"gate": "tree"}, InputError, "'constant', 'softmax', 'gp' or a Gate; got 'tree'"),
+        ({"gate": "tree"}, InputError, "'uncertainty_router', or a Gate; got 'tree'"),
         ({"gate": ConstantGate(3)}, InputError, "must have 2 experts; got one of 3"),
         ({"kernel": [RBFKernel()]}, ShapeError, "one kernel or 2, one for each expert; got 1"),
     ],

@@ -201,3 +201,20 @@ def test_a_tampered_file_is_refused(tmp_path: Path) -> None:
 def test_warnings_are_gpmoes(recwarn: pytest.WarningsRecorder) -> None:
     fitted("svi")
     assert all(issubclass(each.category, GPMoEWarning) for each in recwarn)
+
+
+@pytest.mark.parametrize("inference", ["vbem", "svi"])
+@pytest.mark.parametrize("gate", sorted(GATES))
+def test_every_named_gate_fits_and_is_read_from_a_file(gate: str, inference: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X = np.linspace(-2, 2, 40).reshape(-1, 1)
+    y = np.where(X[:, 0] < 0, np.sin(3 * X[:, 0]), 2.0) + np.where(X[:, 0] < 0, 0.05, 0.3) * rng.standard_normal(40)
+    model = MixtureOfExpertsRegressor(2, gate=gate, inference=inference, n_inducing=8, max_iterations=5, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        model.fit(X, y)
+    probs = model.predict_gate_probs(X)
+    np.testing.assert_allclose(probs.sum(1), 1.0, atol=1e-9)
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))

@@ -46,7 +46,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     Args:
         n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises.
         expert: an unfitted `GPRegressor` whose kernel and noise each expert takes; the default one if None.
-        gate: "softmax" (linear boundaries), "constant", "gp", or a `gpmoe.gates.Gate` of `n_experts`.
+        gate: "softmax" (linear boundaries), "top_k" (each input to one expert), "activation", "annealed", "neural",
+            "gp", "gp_softmax", "gaussian_mixture", "dirichlet_process" (prunes experts), "uncertainty_router",
+            "constant", or a `gpmoe.gates.Gate` of `n_experts`.
         inference: "vbem", conjugate variational EM with exact experts, for thousands of rows; "svi", sparse experts
             from minibatches, for millions; "hard", which gives each point to one expert, the fastest: exact experts
             up to 2,000 rows an expert, sparse ones beyond.

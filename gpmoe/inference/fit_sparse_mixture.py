@@ -129,7 +129,7 @@ class _Step:
 
     def __call__(self, rows: Tensor) -> float:
         self.moe.zero_grad(set_to_none=True)
-        value = getattr(self.moe, self.objective)(rows) + self.priors()
+        value = getattr(self.moe, self.objective)(rows) + self.priors() + self.moe.gate.log_prior()
         (-value).backward()
         if self.objective != "elbo":
             natural = torch.autograd.grad(-self.moe.elbo(rows), self.natural)
@@ -210,4 +210,4 @@ def _whole(moe: SparseMixtureOfExperts, objective: str) -> float:
     n = len(moe.y)
     with torch.no_grad():
         estimates = [float(getattr(moe, objective)(rows)) * len(rows) / n for rows in torch.arange(n).split(_BLOCK)]
-        return sum(estimates) + float(log_prior(moe))
+        return sum(estimates) + float(log_prior(moe)) + float(moe.gate.log_prior())

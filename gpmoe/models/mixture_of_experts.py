@@ -9,7 +9,7 @@
 | μ, v: expert k given all data, point n held with weight r_nk | `experts[k]` | |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -26,7 +26,20 @@ from torch import Tensor
 
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, ShapeError
-from gpmoe.gates import ConstantGate, Gate, GPGate, SoftmaxGate
+from gpmoe.gates import (
+    ActivationGate,
+    AnnealedGate,
+    ConstantGate,
+    DirichletProcessGate,
+    Gate,
+    GaussianMixtureGate,
+    GPGate,
+    GPSoftmaxGate,
+    NeuralGate,
+    SoftmaxGate,
+    TopKGate,
+    UncertaintyRouter,
+)
 from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert import Components, Expert
@@ -45,7 +58,7 @@ class MixtureOfExperts(gpytorch.Module, Model):
         kernel: a GPyTorch kernel for every expert (copied), or one for each; if None `kernels.expert_matern`,
             and for a single expert the default of `ExactGP`.
         noise: noise variance of every expert, fixed; learned for each if None, at least 1e-4 where there are several.
-        gate: "constant", "softmax", "gp" or a `Gate` of k experts.
+        gate: a name of `GATES` or a `Gate` of k experts.
         experts: k experts of any kind instead of exact GPs, each made with all of X and y; see
             `gpmoe.models.expert.Expert`. They say their noise and kernels themselves.
 
@@ -336,19 +349,30 @@ def exact_experts(
     return [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise, n_experts)) for part in kernels]
 
 
+GATES: dict[str, Callable[[int, int], Gate]] = {  # from numbers of experts and inputs
+    "constant": lambda k, d: ConstantGate(k),
+    "softmax": SoftmaxGate,
+    "top_k": TopKGate,
+    "activation": ActivationGate,
+    "annealed": AnnealedGate,
+    "neural": NeuralGate,
+    "gp": GPGate,
+    "gp_softmax": GPSoftmaxGate,
+    "gaussian_mixture": GaussianMixtureGate,
+    "dirichlet_process": DirichletProcessGate,
+    "uncertainty_router": UncertaintyRouter,
+}
+
+
 def make_gate(name: str, n_experts: int, n_features: int) -> Gate:
-    """A gate by its name: "constant", "softmax" or "gp".
+    """A gate by its name, one of `GATES`.
 
     Raises:
         InputError: for another name.
     """
-    if name == "constant":
-        return ConstantGate(n_experts)
-    if name == "softmax":
-        return SoftmaxGate(n_experts, n_features)
-    if name == "gp":
-        return GPGate(n_experts, n_features)
-    raise InputError(f"`gate` must be 'constant', 'softmax', 'gp' or a Gate; got {name!r}.")
+    if name not in GATES:
+        raise InputError(f"`gate` must be one of {', '.join(map(repr, GATES))}, or a Gate; got {name!r}.")
+    return GATES[name](n_experts, n_features)
 
 
 def _noise(noise: float | None, n_experts: int) -> GaussianLikelihood | None:
