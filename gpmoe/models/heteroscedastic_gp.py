@@ -43,7 +43,7 @@ from gpmoe.models.expert import Components, left_out
 from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _ITERATIONS = 200
-_TOLERANCE = 1e-9  # of the bound's size, by which an iteration must raise it to go on
+_TOLERANCE = 1e-7  # of the bound's size, by which an iteration must raise it to go on
 _NODES = 15  # of Gauss-Hermite quadrature over the log noise variance
 _LEAST_PRECISION = 1e-30  # of a factor: what it divides stays finite
 _LARGEST_LOG = 50.0  # of a noise variance or its inverse: bounds what a wild guess of hyperparameters can do
@@ -289,12 +289,8 @@ class HeteroscedasticGP(LearnableModel):
             step, new = 1.0, at(*goal)
             while not new.bound >= state.bound and step > 1e-3:
                 step *= 0.5
-                new = at(
-                    *(
-                        torch.lerp(old, end, step)
-                        for old, end in zip((state.precision, state.linear), goal, strict=True)
-                    )
-                )
+                pairs = zip((state.precision, state.linear), goal, strict=True)
+                new = at(*(torch.lerp(old, end, step) for old, end in pairs))
             if not new.bound >= state.bound:
                 break
             state, gained = new, new.bound - state.bound
