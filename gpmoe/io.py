@@ -36,6 +36,7 @@ _LOADABLE = {  # classes that a file may name, and where they live
     "GridGPRegressor": "gpmoe.estimators.grid_gp_regressor",
     "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",
     "SparseGPRegressor": "gpmoe.estimators.sparse_gp_regressor",
+    "TreeMixtureRegressor": "gpmoe.estimators.tree_mixture_regressor",
 }
 
 

@@ -30,11 +30,12 @@ from gpmoe.gates import ConstantGate, Gate, GPGate, SoftmaxGate
 from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.gaussian_model import expect_inputs
+from gpmoe.models.look_ahead import LookAhead
 
 _LEAST_RESPONSIBILITY = 1e-14  # of less, float64 keeps no trace in the evidence
 
 
-class MixtureOfExperts(gpytorch.Module, Model):
+class MixtureOfExperts(gpytorch.Module, Model, LookAhead):
     """Exact GP experts, each on the whole input space, mixed by a gate.
 
     Args:
