@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import gpmoe
-from gpmoe import GPRegressor
+from gpmoe import GPRegressor, io
 from gpmoe.errors import FileFormatError, InputError, UnsupportedKernelError
 from gpmoe.estimators.tree_mixture_regressor import TreeMixtureRegressor
 from gpmoe.inference.fit_tree_mixture import fit_tree_mixture
@@ -164,7 +164,7 @@ def test_joint_draws_have_the_moments_of_the_mixture(trees: TreeMixture, normal,
 def test_fitting_raises_the_evidence_and_finds_the_partition_that_splits_at_a_jump() -> None:
     X = torch.linspace(-1.5, 1.5, 60, dtype=torch.float64).unsqueeze(-1)
     y = torch.where(X > 0.4, 1.0, -1.0).squeeze(-1) + 0.05 * torch.sin(40 * X).squeeze(-1)
-    trees = TreeMixture(X, y, partitions_of(X, 32, 30))
+    trees = TreeMixture(X, y, partitions_of(X, 64, 30))
     before = float(trees.log_marginal_likelihood().detach())
     report = fit_tree_mixture(trees)
     assert float(trees.log_marginal_likelihood().detach()) > before
@@ -222,7 +222,7 @@ def test_damaged_partitions_are_not_loaded(steps, tmp_path, monkeypatch) -> None
             f"partitions.{name}": torch.zeros_like(tensors[f"partitions.{name}"]) + 7 * (name != "left"),
         }
         monkeypatch.setattr(model, "to_parts", lambda spoiled=spoiled: (data, spoiled))
-        gpmoe.io.save(model, tmp_path / "model")
+        io.save(model, tmp_path / "model")
         with pytest.raises(FileFormatError, match="don't fit together"):
             gpmoe.load(tmp_path / "model")
 
@@ -259,7 +259,7 @@ def test_wrong_arguments_are_named(steps, arguments: dict, text: str) -> None:
 
 def test_a_constant_target_and_a_single_row_are_taken() -> None:
     X = np.arange(12.0).reshape(-1, 1)
-    assert_allclose(TreeMixtureRegressor(2, 4, random_state=0).fit(X, np.full(12, 3.0)).predict(X), 3.0)
+    assert_allclose(TreeMixtureRegressor(2, 4, random_state=0).fit(X, np.full(12, 3.0)).predict(X), 3.0, atol=1e-3)
     assert np.isfinite(TreeMixtureRegressor(2, 4, random_state=0).fit(X[:1], [2.0]).predict(X)).all()
 
 

@@ -278,7 +278,7 @@ def fit_variational(
     Args:
         moe: not changed; its present state is the start.
         guide: "normal" (independent), "multivariate_normal", or "delta" for the posterior mode.
-        n_draws: from the fitted guide; also used for the bound.
+        n_draws: from the fitted guide, and for the bound; a delta guide has one.
         n_steps: of Adam.
         learning_rate: of Adam, which falls tenfold towards the end.
         priors: see `CollapsedMixture`.
@@ -304,12 +304,13 @@ def fit_variational(
         for _ in range(n_steps):
             svi.step()
         with torch.no_grad():
-            draws = [{name: v.detach() for name, v in posterior().items()} for _ in range(n_draws)]
-            bounds = [0.0] if guide == "delta" else [-svi.evaluate_loss() for _ in range(n_draws)]
+            count = 1 if guide == "delta" else n_draws
+            draws = [{name: v.detach() for name, v in posterior().items()} for _ in range(count)]
+            bounds = [-svi.evaluate_loss() for _ in range(count)]
     values = {name: torch.stack([draw[name] for draw in draws]) for name in start}
     if guide == "delta":
         return MixtureDraws(values, target)
-    error = float(np.std(bounds, ddof=1) / math.sqrt(len(bounds))) if len(bounds) > 1 else math.nan
+    error = float(np.std(bounds) / math.sqrt(len(bounds)))
     return MixtureDraws(values, target, elbo=float(np.mean(bounds)), elbo_error=error)
 
 

@@ -9,7 +9,7 @@
 | w | `weights()` | (V,) |
 
 Functions of different leaves are independent, so a jump costs nothing where a partition splits at it. All partitions
-share the hyperparameters. Inference is exact: the posterior over the V partitions and over the functions is closed form.
+share the hyperparameters. Inference is exact: the posterior over partitions and functions is closed form.
 
 Source: Trapp, Peharz, Pernkopf and Rasmussen (2020), Deep Structured Mixtures of Gaussian Processes, with one sum node;
 the prediction is the mixture itself, not its moments.
