@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, NonFiniteError, ShapeError
+from gpmoe.plotting.experts import expert_curves, plot_experts
 from gpmoe.plotting.ink import EXPERT_COLOURS
 from gpmoe.plotting.partition_map import partition_map, plot_partition_map
 from gpmoe.plotting.responsibilities import plot_responsibilities, responsibility_points
@@ -91,6 +93,32 @@ def test_drawing_on_given_axes_returns_them() -> None:
     assert plot_usage(usage_curves([[1.0]]), axes[0]) is axes[0]
     assert plot_responsibilities(responsibility_points([0.0], [[1.0]]), axes[1]) is axes[1]
     assert plot_partition_map(partition_map(Quadrants(), SQUARE, resolution=3), axes[2]) is axes[2]
+
+
+class TwoSides:
+    """Two experts of different noise on the two sides of zero."""
+
+    def predict_gate_probs(self, X):
+        right = 1 / (1 + np.exp(-4.0 * np.ravel(X)))
+        return np.stack([1 - right, right], axis=1)
+
+    def predict_dist(self, X):
+        x = np.ravel(X)
+        variances = np.stack([0.04 + 0 * x, 0.25 + 0 * x], axis=1)
+        return Predictive.mixture(self.predict_gate_probs(X), np.stack([x, -2 * x], axis=1), variances)
+
+
+def test_experts_have_bands_that_fade_with_their_gate() -> None:
+    x = np.linspace(-2, 2, 41)
+    curves = expert_curves(TwoSides(), x[:, None])
+    for k, variance in enumerate((0.04, 0.25)):
+        alone = Predictive.gaussian(curves.expert_means[:, k], np.full(41, variance))
+        assert_allclose((curves.expert_lower[:, k], curves.expert_upper[:, k]), alone.interval(0.9))
+    ax = plot_experts(curves)
+    band = ax.collections[2]
+    assert_allclose(band.get_paths()[0].vertices[0], [x[0], curves.expert_lower[0, 0]])
+    assert band.get_facecolor()[0, 3] > 0.2
+    assert band.get_facecolor()[-1, 3] < 0.01
 
 
 @pytest.mark.parametrize(
