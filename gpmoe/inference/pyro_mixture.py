@@ -362,7 +362,8 @@ def _noise_of(expert: ExactGP) -> Tensor:
 
 def _registered_priors(expert: ExactGP) -> dict[str, Distribution]:
     """Priors of an expert by the names of their parameters' values."""
-    return {name.removesuffix("_prior"): prior for name, _, prior, _, _ in expert.named_priors()}  # type: ignore[operator]
+    priors = expert.named_priors()  # type: ignore[operator]
+    return {name.removesuffix("_prior"): prior for name, _, prior, _, _ in priors}
 
 
 def _raw(expert: ExactGP, name: str) -> str:

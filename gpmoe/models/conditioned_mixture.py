@@ -12,7 +12,6 @@ from typing import Protocol
 
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import Model
 from torch import Tensor
 
 from gpmoe.errors import InputError
@@ -37,7 +36,7 @@ class IsMixture(Protocol):
         """π_k(x), ``(*batch, m, k)``."""
 
 
-class ConditionedMixture(Model, LookAhead):
+class ConditionedMixture(LookAhead):
     """A mixture of GP experts given q further observations; gate and hyperparameters stay as they are.
 
     One step of variational EM at the new points: by the predictive density,
@@ -101,7 +100,7 @@ class ConditionedMixture(Model, LookAhead):
         """π_k(x), ``(*batch, m, k)``: those of the base model."""
         return self.base.gate_probs(X)
 
-    def posterior(  # type: ignore[override]  # the two upstream bases differ
+    def posterior(
         self,
         X: Tensor,
         output_indices: list[int] | None = None,

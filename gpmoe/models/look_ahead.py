@@ -1,18 +1,18 @@
 """What a mixture needs for acquisition functions that look ahead: conditioning on further or imagined observations."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from botorch.models.model import FantasizeMixin
+from botorch.models.model import Model
 from botorch.sampling.base import MCSampler
 from torch import Tensor
 
 from gpmoe.errors import InputError
 
 if TYPE_CHECKING:
-    from gpmoe.models.conditioned_mixture import ConditionedMixture
+    from gpmoe.models.conditioned_mixture import ConditionedMixture, IsMixture
 
 
-class LookAhead(FantasizeMixin):
+class LookAhead(Model):
     """Gives a mixture of GP experts `condition_on_observations` and `fantasize`, as BoTorch calls them."""
 
     def condition_on_observations(
@@ -28,9 +28,9 @@ class LookAhead(FantasizeMixin):
         """
         from gpmoe.models.conditioned_mixture import ConditionedMixture
 
-        return ConditionedMixture(self, X, Y, noise)  # type: ignore[arg-type]
+        return ConditionedMixture(cast("IsMixture", self), X, Y, noise)
 
-    def fantasize(  # type: ignore[override]  # upstream types the result by the class itself
+    def fantasize(
         self, X: Tensor, sampler: MCSampler, observation_noise: Tensor | None = None, **kwargs: Any
     ) -> "ConditionedMixture":
         """The mixture given observations that it imagines itself, one model for each sample.
