@@ -19,6 +19,7 @@ Source: Hoffman and Gelman (2014) for NUTS; Kucukelbir et al. (2017) for the gui
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -106,11 +107,11 @@ class CollapsedMixture:
     def __init__(self, moe: MixtureOfExperts, priors: Mapping[str, Distribution] | None = None) -> None:
         if type(moe.gate) not in (SoftmaxGate, ConstantGate):
             raise InputError(f"the gate must be a SoftmaxGate or a ConstantGate; got {type(moe.gate).__name__}.")
-        self.moe = moe
+        self.moe = deepcopy(moe).requires_grad_(False)
         given = dict(priors or {})
         self.gate_prior = given.pop("gate", None)
         self.priors: dict[str, Distribution] = {}
-        for k, expert in enumerate(moe.all_experts):
+        for k, expert in enumerate(self.moe.all_experts):
             for name, prior in {**_registered_priors(expert), **given}.items():
                 self.priors[f"experts.{k}.{_raw(expert, name)}"] = prior
         with torch.no_grad():  # covariances without random hyperparameters are factorised once
