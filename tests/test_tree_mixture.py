@@ -33,7 +33,8 @@ def trees(table: tuple[Tensor, Tensor]) -> TreeMixture:
     X, y = table
     trees = TreeMixture(X, y, partitions_of(X))
     trees.covar_module.base_kernel.lengthscale = torch.tensor([[0.8, 2.0]], dtype=torch.float64)
-    trees.likelihood.noise, trees.mean_module.constant = 0.02, 0.3
+    trees.likelihood.noise = torch.tensor([0.02], dtype=torch.float64)
+    trees.mean_module.constant = 0.3
     return trees
 
 
@@ -124,7 +125,8 @@ def test_evidence_weights_and_prediction_equal_brute_force(trees: TreeMixture, n
 
 def test_one_leaf_is_the_exact_gp(table: tuple[Tensor, Tensor], normal) -> None:
     X, y = table
-    trees, gp, X_new = TreeMixture(X, y, partitions_of(X, 3, 20)), ExactGP(X, y), normal(5, 2)
+    trees, X_new = TreeMixture(X, y, partitions_of(X, 3, 20)), normal(5, 2)
+    gp = ExactGP(X, y, kernel=trees.covar_module, mean=trees.mean_module, noise=trees.likelihood)
     assert_close(trees.log_marginal_likelihood(), gp.log_marginal_likelihood(), rtol=1e-9, atol=1e-9)
     mean, variance = gp.marginals(X_new)
     predictive = trees.predictive(X_new, include_noise=False)

@@ -45,10 +45,10 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
     Example:
         >>> from gpmoe.estimators.tree_mixture_regressor import TreeMixtureRegressor
         >>> X = np.linspace(0, 1, 60).reshape(-1, 1)
-        >>> y = (X[:, 0] > 0.5) + 0.05 * np.random.default_rng(0).standard_normal(60)
+        >>> y = 1 + (X[:, 0] > 0.5) + 0.05 * np.random.default_rng(0).standard_normal(60)
         >>> model = TreeMixtureRegressor(leaf_size=20, random_state=0).fit(X, y)
         >>> model.predict([[0.25], [0.75]]).round(1)
-        array([0., 1.])
+        array([1., 2.])
     """
 
     model_: TreeMixture
