@@ -115,10 +115,22 @@ def test_experts_have_bands_that_fade_with_their_gate() -> None:
         alone = Predictive.gaussian(curves.expert_means[:, k], np.full(41, variance))
         assert_allclose((curves.expert_lower[:, k], curves.expert_upper[:, k]), alone.interval(0.9))
     ax = plot_experts(curves)
-    band = ax.collections[2]
-    assert_allclose(band.get_paths()[0].vertices[0], [x[0], curves.expert_lower[0, 0]])
-    assert band.get_facecolor()[0, 3] > 0.2
-    assert band.get_facecolor()[-1, 3] < 0.01
+    strip = ax.images[0].get_array()
+    assert_allclose(strip[0, 0, :3], to_rgb(EXPERT_COLOURS[0]))
+    opacity = strip[0, :, 3]
+    gate = np.interp(np.linspace(-2, 2, len(opacity)), x, curves.gate_probs[:, 0])
+    assert_allclose(opacity / opacity.max(), gate / gate.max(), rtol=1e-9)
+    assert opacity[0] > 0.2
+    assert opacity[-1] < 0.01
+    outline, _ = ax.images[0].get_transformed_clip_path_and_affine()
+    assert_allclose(outline.vertices[:41], np.stack([x, curves.expert_lower[:, 0]], 1))
+    assert_allclose(outline.vertices[41:], np.stack([x, curves.expert_upper[:, 0]], 1)[::-1])
+
+
+def test_experts_at_a_single_point_are_drawn() -> None:
+    ax = plot_experts(expert_curves(TwoSides(), [[0.5]]))
+    ax.figure.draw_without_rendering()
+    assert len(ax.images) == 0
 
 
 @pytest.mark.parametrize(

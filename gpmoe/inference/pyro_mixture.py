@@ -42,6 +42,7 @@ Guide = Literal["normal", "multivariate_normal", "delta"]
 Values = dict[str, Tensor]
 
 _MOST_ROWS = 200  # a leapfrog step costs k factorisations, and the posterior has k n dimensions and more
+_FEWEST_DRAWS = 4  # of fewer, Pyro's diagnostics are not defined
 _JITTER = 1e-8  # of the outputscale, so that a smooth kernel's covariance has a factor
 
 
@@ -237,15 +238,17 @@ def sample_mixture(
 
     Args:
         moe: n <= 200; not changed.
-        n_draws: kept.
+        n_draws: kept, at least 4.
         n_warmup: steps in which step size and metric are adapted, thrown away.
         priors: see `CollapsedMixture`.
         seed: fixes the draws.
 
     Raises:
-        InputError: for more than 200 rows, and as `CollapsedMixture`.
+        InputError: for more than 200 rows, fewer than 4 draws, and as `CollapsedMixture`.
     """
     n = len(moe.y)
+    if n_draws < _FEWEST_DRAWS:
+        raise InputError(f"`n_draws` must be at least {_FEWEST_DRAWS}; got {n_draws}.")
     if n > _MOST_ROWS:
         raise InputError(
             f"NUTS is for at most {_MOST_ROWS} rows; got {n}. Use `fit_mixture`, or pass a subset of the rows."
@@ -260,7 +263,7 @@ def sample_mixture(
         )
         chain.run()
         values = {name: v.detach() for name, v in chain.get_samples().items()}
-        divergences = len(kernel.diagnostics()["divergences"])
+        divergences = len(chain.diagnostics()["divergences"]["chain 0"])
     return MixtureDraws(values, target, divergences=divergences)
 
 

@@ -15,6 +15,7 @@ from gpmoe.plotting.ink import draw_data, expert_colour, one_column, open_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_STRIP = 512  # colours along a band
 _HALF_OF_90 = 1.6448536269514722  # standard deviations: the normal's 95 % quantile
 
 
@@ -191,17 +192,23 @@ def _draw_fading_line(ax: Axes, x: Array, mean: Array, probs: Array, colour: str
 
 
 def _draw_fading_band(ax: Axes, x: Array, lower: Array, upper: Array, probs: Array, colour: str) -> None:
-    """The area between two lines with the opacity of each piece set by the gate."""
-    from matplotlib.collections import PolyCollection
+    """The area between two lines, whose opacity follows the gate: a strip of colour cut to the area."""
     from matplotlib.colors import to_rgb
+    from matplotlib.image import AxesImage
+    from matplotlib.path import Path
 
-    edges = np.stack([x[:-1], lower[:-1], x[1:], lower[1:], x[1:], upper[1:], x[:-1], upper[:-1]], axis=1)
-    opacity = 0.22 * np.clip(0.5 * (probs[:-1] + probs[1:]), 0.0, 1.0)
-    colours = [(*to_rgb(colour), float(a)) for a in opacity]
-    quads = list(edges.reshape(-1, 4, 2))
-    ax.add_collection(
-        PolyCollection(quads, facecolors=colours, linewidths=0, antialiased=False, zorder=1), autolim=False
-    )
+    bottom, top = lower.min(), upper.max()
+    if not (x[0] < x[-1] and bottom < top):  # no area
+        return
+    outline = np.concatenate([np.stack([x, lower], 1), np.stack([x, upper], 1)[::-1]])
+    opacity = 0.22 * np.interp(np.linspace(x[0], x[-1], _STRIP), x, np.clip(probs, 0.0, 1.0))
+    strip = np.concatenate([np.tile(to_rgb(colour), (_STRIP, 1)), opacity[:, None]], axis=1)
+    band = AxesImage(ax, extent=(x[0], x[-1], bottom, top), origin="lower", interpolation="bilinear")
+    band.set_data(strip[None])
+    ax.add_image(band)
+    band.set_zorder(1)
+    band.set_clip_path(Path(outline), ax.transData)
+    band.set_in_layout(False)  # what leaves the axes takes no room
     seen = probs > 0.05
     if seen.any():
         ax.update_datalim(np.concatenate([np.stack([x, end], 1)[seen] for end in (lower, upper)]))

@@ -70,6 +70,8 @@ def plot_usage(curves: UsageCurves, ax: Axes | None = None) -> Axes:
         'iteration'
     """
     ax = open_axes(ax, figsize=(6.4, 2.8))
+    from matplotlib.ticker import MaxNLocator
+
     t, k = curves.usage.shape
     ax.axhline(1 / k, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), label="equal share")
     for i, share in enumerate(curves.usage.T):
@@ -80,6 +82,7 @@ def plot_usage(curves: UsageCurves, ax: Axes | None = None) -> Axes:
     title = f"effective experts: {curves.effective_experts[0]:.1f} at first, {curves.effective_experts[-1]:.1f} at last"
     ax.set_title(title, fontsize="small", loc="left")
     ax.set(xlabel="iteration", ylabel="share of the data", ylim=(-0.02, 1.02))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.02)
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
