@@ -38,6 +38,7 @@ _LOADABLE = {  # classes that a file may name, and where they live
     "MixtureOfExpertsClassifier": "gpmoe.estimators.mixture_of_experts_classifier",
     "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",
     "SparseGPRegressor": "gpmoe.estimators.sparse_gp_regressor",
+    "TreeMixtureRegressor": "gpmoe.estimators.tree_mixture_regressor",
 }
 
 

@@ -11,11 +11,11 @@ from scipy.special import ndtr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gpmoe import GPRegressor, MixtureOfExpertsRegressor, load
-from gpmoe.errors import FileFormatError, GPMoEWarning, InputError
+from gpmoe.errors import FileFormatError, GPMoEWarning, InputError, NotConvergedWarning
 from gpmoe.estimators import mixture_of_experts_regressor
 from gpmoe.estimators.mixture_of_experts_classifier import MixtureOfExpertsClassifier
 from gpmoe.gates import SoftmaxGate
-from gpmoe.models.mixture_of_experts import MixtureOfExperts
+from gpmoe.models.mixture_of_experts import GATES, MixtureOfExperts
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 pytestmark = pytest.mark.filterwarnings("ignore::gpmoe.errors.NotConvergedWarning")

@@ -16,7 +16,6 @@ from typing import Any, cast
 import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import Model
 from botorch.posteriors.posterior import Posterior
 from botorch.sampling.get_sampler import GetSampler
 from botorch.sampling.normal import IIDNormalSampler
@@ -44,11 +43,12 @@ from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert import Components, Expert
 from gpmoe.models.gaussian_model import expect_inputs
+from gpmoe.models.look_ahead import LookAhead
 
 _LEAST_RESPONSIBILITY = 1e-14  # of less, float64 keeps no trace in the evidence
 
 
-class MixtureOfExperts(gpytorch.Module, Model):
+class MixtureOfExperts(gpytorch.Module, LookAhead):
     """Experts, each on the whole input space, mixed by a gate.
 
     Args:

@@ -15,6 +15,9 @@ from gpmoe.plotting.ink import draw_data, expert_colour, one_column, open_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_STRIP = 512  # colours along a band
+_HALF_OF_90 = 1.6448536269514722  # standard deviations: the normal's 95 % quantile
+
 
 class PredictsExperts(Protocol):
     """What `expert_curves` asks of a model: a fitted mixture-of-experts estimator has it.
@@ -48,6 +51,8 @@ class ExpertCurves:
         mean: mean of the mixture, ``(m,)``, units of y.
         expert_means: predictive mean of each expert, ``(m, k)``, units of y.
         gate_probs: probability of each expert, ``(m, k)``, rows sum to one.
+        expert_lower: lower end of each expert's central 90 % predictive interval, ``(m, k)``, units of y, or None.
+        expert_upper: upper end of it, ``(m, k)``, units of y, or None.
 
     Example:
         >>> ExpertCurves(np.zeros(2), np.zeros(2), np.zeros((2, 3)), np.full((2, 3), 1 / 3)).expert_means.shape
@@ -58,10 +63,12 @@ class ExpertCurves:
     mean: Array
     expert_means: Array
     gate_probs: Array
+    expert_lower: Array | None = None
+    expert_upper: Array | None = None
 
 
 def expert_curves(model: PredictsExperts, X_new: ArrayLike) -> ExpertCurves:
-    """Compute each expert's mean and gate probability along one input.
+    """Compute each expert's mean, 90 % band and gate probability along one input.
 
     Args:
         model: a fitted mixture of experts with ``predict_dist`` and ``predict_gate_probs``.
@@ -82,7 +89,8 @@ def expert_curves(model: PredictsExperts, X_new: ArrayLike) -> ExpertCurves:
         raise ShapeError(
             f"`predict_gate_probs` must give one probability a component, shape {wanted}; got {gate_probs.shape}."
         )
-    return ExpertCurves(x[order], predictive.mean, predictive.component_means, gate_probs[order])
+    means, half = predictive.component_means, _HALF_OF_90 * np.sqrt(predictive.component_variances)
+    return ExpertCurves(x[order], predictive.mean, means, gate_probs[order], means - half, means + half)
 
 
 def plot_experts(
@@ -94,7 +102,7 @@ def plot_experts(
     xlabel: str = "x",
     ylabel: str = "y",
 ) -> Axes:
-    """Draw each expert's mean in its colour, as opaque as its gate probability, and the mixture's mean dashed.
+    """Draw each expert's mean and 90 % band, as opaque as its gate probability, and the mixture's mean dashed.
 
     Args:
         curves: from `expert_curves`.
@@ -121,6 +129,9 @@ def plot_experts(
     for k, (mean, probs) in enumerate(zip(curves.expert_means.T, curves.gate_probs.T, strict=True)):
         _draw_fading_line(ax, curves.x, mean, probs, expert_colour(k))
         ax.plot([], [], color=expert_colour(k), linewidth=2.2, label=f"expert {k + 1}")
+    if curves.expert_lower is not None and curves.expert_upper is not None:
+        for k, (low, high) in enumerate(zip(curves.expert_lower.T, curves.expert_upper.T, strict=True)):
+            _draw_fading_band(ax, curves.x, low, high, curves.gate_probs[:, k], expert_colour(k))
     ax.plot(curves.x, curves.mean, color="0.15", linewidth=1.0, linestyle=(0, (4, 2)), label="mixture mean")
     draw_data(ax, X, y)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -178,3 +189,26 @@ def _draw_fading_line(ax: Axes, x: Array, mean: Array, probs: Array, colour: str
     ax.add_collection(LineCollection(list(pieces), colors=colours, linewidths=2.2, capstyle="butt"), autolim=False)
     if (probs > 0.05).any():
         ax.update_datalim(points[probs > 0.05])
+
+
+def _draw_fading_band(ax: Axes, x: Array, lower: Array, upper: Array, probs: Array, colour: str) -> None:
+    """The area between two lines, whose opacity follows the gate: a strip of colour cut to the area."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import AxesImage
+    from matplotlib.path import Path
+
+    bottom, top = lower.min(), upper.max()
+    if not (x[0] < x[-1] and bottom < top):  # no area
+        return
+    outline = np.concatenate([np.stack([x, lower], 1), np.stack([x, upper], 1)[::-1]])
+    opacity = 0.22 * np.interp(np.linspace(x[0], x[-1], _STRIP), x, np.clip(probs, 0.0, 1.0))
+    strip = np.concatenate([np.tile(to_rgb(colour), (_STRIP, 1)), opacity[:, None]], axis=1)
+    band = AxesImage(ax, extent=(x[0], x[-1], bottom, top), origin="lower", interpolation="bilinear")
+    band.set_data(strip[None])
+    ax.add_image(band)
+    band.set_zorder(1)
+    band.set_clip_path(Path(outline), ax.transData)
+    band.set_in_layout(False)  # what leaves the axes takes no room
+    seen = probs > 0.05
+    if seen.any():
+        ax.update_datalim(np.concatenate([np.stack([x, end], 1)[seen] for end in (lower, upper)]))
