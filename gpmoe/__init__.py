@@ -8,8 +8,10 @@ if TYPE_CHECKING:
         GPRegressor,
         GridGPRegressor,
         LocalExpertsRegressor,
+        MixtureOfExpertsClassifier,
         MixtureOfExpertsRegressor,
         SparseGPRegressor,
+        TreeMixtureRegressor,
     )
     from gpmoe.io import load
 
@@ -17,8 +19,10 @@ __all__ = [
     "GPRegressor",
     "GridGPRegressor",
     "LocalExpertsRegressor",
+    "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
     "SparseGPRegressor",
+    "TreeMixtureRegressor",
     "__version__",
     "load",
 ]
@@ -28,8 +32,10 @@ _HOMES = {
     "GPRegressor": "gpmoe.estimators",
     "GridGPRegressor": "gpmoe.estimators",
     "LocalExpertsRegressor": "gpmoe.estimators",
+    "MixtureOfExpertsClassifier": "gpmoe.estimators",
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
     "SparseGPRegressor": "gpmoe.estimators",
+    "TreeMixtureRegressor": "gpmoe.estimators",
     "load": "gpmoe.io",
 }
 _SUBMODULES = {

@@ -3,13 +3,17 @@
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.grid_gp_regressor import GridGPRegressor
 from gpmoe.estimators.local_experts_regressor import LocalExpertsRegressor
+from gpmoe.estimators.mixture_of_experts_classifier import MixtureOfExpertsClassifier
 from gpmoe.estimators.mixture_of_experts_regressor import MixtureOfExpertsRegressor
 from gpmoe.estimators.sparse_gp_regressor import SparseGPRegressor
+from gpmoe.estimators.tree_mixture_regressor import TreeMixtureRegressor
 
 __all__ = [
     "GPRegressor",
     "GridGPRegressor",
     "LocalExpertsRegressor",
+    "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
     "SparseGPRegressor",
+    "TreeMixtureRegressor",
 ]

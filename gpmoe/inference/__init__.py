@@ -3,7 +3,10 @@
 from gpmoe.inference.elbo import elbo
 from gpmoe.inference.fit import fit
 from gpmoe.inference.fit_local_experts import fit_local_experts
+from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
 from gpmoe.inference.fit_stochastic import fit_stochastic
+from gpmoe.inference.fit_tree_mixture import fit_tree_mixture
+from gpmoe.inference.hard_em import fit_hard, fit_hard_sparse
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, log_prior
 from gpmoe.inference.report import FitReport
 from gpmoe.inference.solver import AlternatingProjections, Cholesky, ConjugateGradients, Schedule, StochasticDualDescent
@@ -19,9 +22,13 @@ __all__ = [
     "choose_n_experts",
     "elbo",
     "fit",
+    "fit_hard",
+    "fit_hard_sparse",
     "fit_local_experts",
     "fit_mixture",
+    "fit_sparse_mixture",
     "fit_stochastic",
+    "fit_tree_mixture",
     "log_marginal_likelihood",
     "log_prior",
 ]
