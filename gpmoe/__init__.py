@@ -4,12 +4,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpmoe.estimators import GPRegressor, GridGPRegressor, MixtureOfExpertsRegressor, SparseGPRegressor
+    from gpmoe.estimators import (
+        GPRegressor,
+        GridGPRegressor,
+        LocalExpertsRegressor,
+        MixtureOfExpertsRegressor,
+        SparseGPRegressor,
+    )
     from gpmoe.io import load
 
 __all__ = [
     "GPRegressor",
     "GridGPRegressor",
+    "LocalExpertsRegressor",
     "MixtureOfExpertsRegressor",
     "SparseGPRegressor",
     "__version__",
@@ -20,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "GPRegressor": "gpmoe.estimators",
     "GridGPRegressor": "gpmoe.estimators",
+    "LocalExpertsRegressor": "gpmoe.estimators",
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
     "SparseGPRegressor": "gpmoe.estimators",
     "load": "gpmoe.io",

@@ -34,6 +34,8 @@ _MISFITS = (
 _LOADABLE = {  # classes that a file may name, and where they live
     "GPRegressor": "gpmoe.estimators.gp_regressor",
     "GridGPRegressor": "gpmoe.estimators.grid_gp_regressor",
+    "LocalExpertsRegressor": "gpmoe.estimators.local_experts_regressor",
+    "MixtureOfExpertsClassifier": "gpmoe.estimators.mixture_of_experts_classifier",
     "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",
     "SparseGPRegressor": "gpmoe.estimators.sparse_gp_regressor",
     "TreeMixtureRegressor": "gpmoe.estimators.tree_mixture_regressor",

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gpmoe.errors import DifferentiationError, DtypeError, ShapeError
+from gpmoe.linalg.covariance_product import covariance_product
 from gpmoe.linalg.fused import MATERN12, MATERN32, MATERN52, RATIONAL_QUADRATIC, RBF
-from gpmoe.linalg.stationary import Leaf, Term, pack, stationary_terms
+from gpmoe.linalg.stationary import COSINE, Leaf, Term, pack, stationary_terms
 from gpmoe.linalg.triton_compiler import jit, tl
 from gpmoe.linalg.triton_product import triton_product
 from gpmoe.linalg.triton_tiles import add_compensated
@@ -27,6 +28,7 @@ CASES: dict[str, Parts] = {
     "rbf of 13 inputs": [[(RBF, 13)]],
     "matern 1/2 of 9 inputs": [[(MATERN12, 9)]],
     "product": [[(RBF, 2), (RATIONAL_QUADRATIC, 1)]],
+    "cosines of 2 inputs": [[(COSINE, 2), (RBF, 2), (COSINE, 2)]],
     "sum of products": [[(MATERN52, 2)], [(MATERN12, 1), (RBF, 3)]],
 }
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -37,6 +39,8 @@ def leaf_value(family: int, r2: Tensor, alpha: Tensor) -> Tensor:
     r = r2.where(apart, 1.0).sqrt().where(apart, 0.0)  # with a derivative of zero at zero
     if family == RBF:
         return (-0.5 * r2).exp()
+    if family == COSINE:
+        return 1 - r2 / 2
     if family == RATIONAL_QUADRATIC:
         return (1 + r2 / (2 * alpha)) ** -alpha
     s = {MATERN12: 1.0, MATERN32: 3.0, MATERN52: 5.0}[family] ** 0.5 * r
@@ -211,3 +215,32 @@ def test_compensated_sums_lose_nothing_where_plain_ones_do() -> None:
     plain, compensated = (out.double() - exact).abs() / exact
     assert plain > 1e-6
     assert compensated < 1e-7
+
+
+def spectral_mixture(normal: Normal) -> gpk.Kernel:
+    kernel = gpk.SpectralMixtureKernel(num_mixtures=2, ard_num_dims=2)
+    kernel.mixture_means = normal(2, 1, 2).abs()
+    kernel.mixture_scales = 0.3 * normal(2, 1, 2).abs() + 0.1
+    return kernel
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        spectral_mixture,
+        lambda normal: gpk.ScaleKernel(gpk.MaternKernel(nu=2.5, ard_num_dims=2)) + gpk.PeriodicKernel(),
+    ],
+    ids=["spectral mixture", "sum"],
+)
+def test_covariance_products_of_kernels_run_on_this_engine(
+    make: Callable[[Normal], gpk.Kernel], normal: Normal
+) -> None:
+    kernel, X, V = make(normal).double(), normal(9, 2).requires_grad_(), normal(9, 2)
+    got = covariance_product(kernel, X, None, V, engine="triton")
+    want = kernel(X).to_dense() @ V
+    assert_close(got, want, atol=1e-10, rtol=1e-10)
+    inputs = [X, *kernel.parameters()]
+    G = normal(9, 2)
+    pairs = zip(torch.autograd.grad(got, inputs, G), torch.autograd.grad(want, inputs, G), strict=True)
+    for a, b in pairs:
+        assert_close(a, b, atol=1e-8, rtol=1e-8)

@@ -11,7 +11,7 @@ from gpmoe.errors import DtypeError, NonFiniteError, NotConvergedWarning, ShapeE
 from gpmoe.linalg.conjugate_gradients import conjugate_gradients
 from gpmoe.linalg.low_rank import pivoted_cholesky, randomly_pivoted_cholesky
 from gpmoe.linalg.operator import DenseOperator, KernelOperator
-from gpmoe.linalg.preconditioners import Preconditioner, precondition
+from gpmoe.linalg.preconditioners import LowRankPreconditioner, precondition
 
 
 def matern(X: Tensor, noise: float) -> DenseOperator:
@@ -23,7 +23,7 @@ def dense(operator: DenseOperator) -> Tensor:
     return operator.K + operator.noise.diag()
 
 
-def preconditioned(operator: DenseOperator, rank: int) -> Preconditioner:
+def preconditioned(operator: DenseOperator, rank: int) -> LowRankPreconditioner:
     generator = torch.Generator().manual_seed(0)
     return precondition(operator, randomly_pivoted_cholesky(operator, rank, generator=generator))
 

@@ -124,8 +124,8 @@ def test_kernel_values_are_within_four_ulp_of_the_value_at_their_distance(family
         assert np.all(k[~normal_numbers] < 2e-37)
 
 
-@pytest.mark.parametrize("columns", [1, 16])
-def test_float32_sums_are_within_a_small_factor_of_pairwise_ones(columns: int, normal: Normal) -> None:
+@pytest.mark.parametrize(("columns", "most"), [(1, 1.1), (16, 1.1), (64, 2.0)])  # BLAS sums 128 entries in a row
+def test_float32_sums_are_as_accurate_as_pairwise_ones(columns: int, most: float, normal: Normal) -> None:
     X, V, kernel = normal(3000, 3).float(), normal(3000, columns).float(), RBFKernel()
     with torch.no_grad():
         K = fused_matrix(pack(product_terms(kernel, X)))
@@ -133,7 +133,7 @@ def test_float32_sums_are_within_a_small_factor_of_pairwise_ones(columns: int, n
     truth, scale = K.double() @ V.double(), K.double() @ V.double().abs()
     pairwise = torch.stack([torch.from_numpy((K * V[:, q]).numpy().sum(1)) for q in range(columns)], -1)
     errors = [float(((x - truth) / scale).square().mean().sqrt()) for x in (ours.double(), pairwise.double())]
-    assert errors[0] <= (1.3 if columns == 1 else 2.5) * errors[1]  # BLAS sums 256 entries in a row
+    assert errors[0] <= most * errors[1]
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -409,7 +409,7 @@ def test_predicting_before_fitting_is_refused(make: Make, grid, tmp_path) -> Non
     ("estimator", "text"),
     [
         (MixtureOfExpertsRegressor(2, gate="tree"), "'constant', 'softmax', 'gp' or a Gate; got 'tree'"),
-        (MixtureOfExpertsRegressor(inference="gibbs"), "`inference` must be 'vbem'; got 'gibbs'"),
+        (MixtureOfExpertsRegressor(inference="gibbs"), "`inference` must be 'vbem', 'svi' or 'hard'; got 'gibbs'"),
         (MixtureOfExpertsRegressor(0), "'auto' or a whole number of at least 1; got 0"),
         (MixtureOfExpertsRegressor(2.0), "'auto' or a whole number of at least 1; got 2.0"),
         (MixtureOfExpertsRegressor("many"), "'auto' or a whole number of at least 1; got 'many'"),

@@ -11,7 +11,7 @@ from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
 from gpmoe import GPRegressor, load
-from gpmoe.errors import InputError, NotConvergedWarning, ShapeError, SolverWarning
+from gpmoe.errors import InputError, MemoryLimitError, NotConvergedWarning, ShapeError, SolverWarning
 from gpmoe.estimators import memory
 from gpmoe.inference.fit import fit
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood
@@ -220,8 +220,19 @@ def test_auto_keeps_cholesky_where_it_fits_and_warns_where_it_does_not(
     X, y, _ = (tensor.numpy() for tensor in data)
     assert "Cholesky" in GPRegressor(solver="auto").fit(X, y).report_.solver
     monkeypatch.setattr(memory, "available_bytes", lambda: 4000)
+    monkeypatch.setattr(memory, "_WORKSPACE", 8)
     with pytest.warns(SolverWarning, match="ConjugateGradients"):
         model = GPRegressor(solver="auto").fit(X, y)
     assert model.report_.solver.startswith("ConjugateGradients")
     with pytest.raises(InputError, match="auto"):
         GPRegressor(solver="fastest").fit(X, y)
+
+
+def test_the_iterative_solver_that_auto_takes_is_planned_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2 * 10**9)
+    with pytest.warns(SolverWarning, match="solving iteratively"):
+        solver = memory.solver_for(60_000, "auto", stacklevel=1)
+    assert isinstance(solver, ConjugateGradients)
+    assert 2 * solver.memory + 60_000 * memory._WORKSPACE < 2e9
+    with pytest.raises(MemoryLimitError, match=r"at least 3\.3 GB"):
+        memory.solver_for(200_000, "auto", stacklevel=1)

@@ -11,7 +11,7 @@ from gpytorch.kernels import IndexKernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from torch import Tensor
 
-from gpmoe.errors import InputError, NonFiniteError, ShapeError
+from gpmoe.errors import InputError, NonFiniteError, NotConvergedWarning, ShapeError, SolverWarning
 from gpmoe.inference import fit, log_marginal_likelihood
 from gpmoe.linalg.complement import Iterative
 from gpmoe.models.exact_gp import ExactGP
@@ -232,3 +232,30 @@ def test_the_default_kernels_fit_without_complaint(grid: tuple[list[Tensor], Ten
     gp = KroneckerGP(*grid)
     assert fit(gp).converged
     assert [type(kernel) for kernel in gp.kernels] == [ScaleKernel, MaternKernel]
+
+
+def test_auto_says_that_it_solves_iteratively(
+    grid: tuple[list[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpmoe.linalg.latent_kronecker._MOST_FLOPS", 0.0)
+    with pytest.warns(SolverWarning, match="solved iteratively, to a relative residual of 1e-12"):
+        gp = model(*grid)
+    gp.marginals(gp.X[:2])  # nothing more is said
+
+
+def test_a_solve_that_stops_early_is_told_once_with_its_residual(grid: tuple[list[Tensor], Tensor]) -> None:
+    axes, Y = grid
+    gp = KroneckerGP(axes, Y, noise=1e-4, method="iterative", iterative=Iterative(tolerance=0.0))
+    with pytest.warns(NotConvergedWarning, match="relative residual of") as caught:
+        gp.marginals(gp.X[:2])
+    assert len(caught) == 1
+
+
+def test_moving_the_model_moves_its_grid(grid: tuple[list[Tensor], Tensor]) -> None:
+    axes, Y = grid
+    gp = model(axes, Y).to("meta")
+    assert gp.grid.observed.device.type == "meta"
+    single = model(axes, Y)
+    single.marginals(single.X[:2])
+    moved = single.float()
+    assert moved.marginals(moved.X[:2])[0].dtype == torch.float32

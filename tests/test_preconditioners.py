@@ -9,7 +9,7 @@ from torch import Tensor
 from gpmoe.errors import InputError
 from gpmoe.linalg.low_rank import nystrom, pivoted_cholesky
 from gpmoe.linalg.operator import DenseOperator
-from gpmoe.linalg.preconditioners import TimeModel, adapted_preconditioner, precondition
+from gpmoe.linalg.preconditioners import LowRankPreconditioner, TimeModel, adapted_preconditioner, precondition
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_zero_noise_is_refused(operator: DenseOperator) -> None:
 def test_more_right_hand_sides_and_tighter_tolerances_get_larger_ranks(operator: DenseOperator) -> None:
     def rank(tolerance: float, columns: int) -> int:
         generator = torch.Generator().manual_seed(0)
-        return adapted_preconditioner(
-            operator, tolerance=tolerance, columns=columns, most=100, generator=generator
-        ).rank
+        P = adapted_preconditioner(operator, tolerance=tolerance, columns=columns, most=100, generator=generator)
+        assert isinstance(P, LowRankPreconditioner)
+        return P.rank
 
     assert 0 < rank(1e-2, 1) <= rank(1e-8, 1) <= rank(1e-8, 1000) <= 100
 

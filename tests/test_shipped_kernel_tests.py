@@ -13,10 +13,6 @@ from gpmoe.kernels import FeatureKernel
 class TestFeatureKernel(BaseKernelTestCase, unittest.TestCase):
     """RBF of bent inputs, as many features as inputs."""
 
-    test_kernel_getitem_broadcast = (
-        None  # fails: expanding a wrapped batch of kernels, then indexing it by broadcasting
-    )
-
     def create_kernel_no_ard(self, **kwargs: Any) -> FeatureKernel:
         active_dims = kwargs.pop("active_dims", None)
         return FeatureKernel(torch.nn.Tanh(), RBFKernel(**kwargs), active_dims=active_dims)

@@ -149,7 +149,7 @@ def test_odd_and_even_numbers_of_inputs(d: int, normal: Normal) -> None:
 def test_slopes_of_each_family_equal_finite_differences(family: int) -> None:
     r2, step, alpha = np.linspace(0.1, 9.0, 50), 1e-6, 0.7
     k, slope, shape_slope, up, down = (np.empty(50) for _ in range(5))
-    fused._leaf_and_slope(family, alpha, r2, 50, k, slope, shape_slope)
+    fused.leaf_and_slope(family, alpha, r2, 50, k, slope, shape_slope)
     fused._leaf(family, alpha, r2 + step, 50, up)
     fused._leaf(family, alpha, r2 - step, 50, down)
     np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-7, atol=1e-9)

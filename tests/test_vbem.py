@@ -22,7 +22,6 @@ from gpmoe.inference.vbem import (
     _expected_log_likelihood,
     choose_n_experts,
     cluster_starts,
-    expected_log_likelihood,
     expert_evidence,
     fit_mixture,
     run_em,
@@ -103,7 +102,7 @@ def test_the_expected_log_likelihood_is_that_of_samples(moe: MixtureOfExperts, n
     mean, covariance = dense_posterior(expert, moe.X, moe.y, moe.responsibilities[:, 1])
     f = mean + covariance.diagonal().sqrt() * normal(100_000, 8)
     samples = torch.distributions.Normal(f, expert.likelihood.noise.detach().sqrt()).log_prob(moe.y)
-    error = expected_log_likelihood(expert, moe.X, moe.y) - samples.mean(0)
+    error = expert.expected_log_likelihood(moe.X, moe.y) - samples.mean(0)
     assert bool((error.abs() < 4 * samples.std(0) / 100_000**0.5).all())
 
 
@@ -144,7 +143,7 @@ def test_the_bound_is_below_the_evidence_by_enumeration(moe: MixtureOfExperts) -
     gaps = []
     for _ in range(30):
         gaps.append(evidence - (bound(moe) - log_prior_of_gate))
-        logs = [expected_log_likelihood(expert, moe.X, moe.y) for expert in moe.experts]
+        logs = [expert.expected_log_likelihood(moe.X, moe.y) for expert in moe.experts]
         moe.set_responsibilities(torch.softmax(torch.stack(logs, -1) + moe.gate.logits, -1))
     assert min(gaps) > 0
     assert gaps[-1] < 2
@@ -319,5 +318,5 @@ def test_the_written_out_e_step_equals_that_of_the_model(kernel: str | None, tab
     value = climber.nudge(3)
     assert (climber.plain is None) == (kernel is not None)
     assert value == pytest.approx(float((expert_evidence(expert) + log_prior(expert)).detach()), rel=1e-9)
-    wanted = expected_log_likelihood(expert, moe.X, moe.y)
+    wanted = expert.expected_log_likelihood(moe.X, moe.y)
     assert_close(_expected_log_likelihood(climber, moe.X, moe.y), wanted, rtol=1e-8, atol=1e-8)

@@ -2,7 +2,14 @@
 
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.grid_gp_regressor import GridGPRegressor
+from gpmoe.estimators.local_experts_regressor import LocalExpertsRegressor
 from gpmoe.estimators.mixture_of_experts_regressor import MixtureOfExpertsRegressor
 from gpmoe.estimators.sparse_gp_regressor import SparseGPRegressor
 
-__all__ = ["GPRegressor", "GridGPRegressor", "MixtureOfExpertsRegressor", "SparseGPRegressor"]
+__all__ = [
+    "GPRegressor",
+    "GridGPRegressor",
+    "LocalExpertsRegressor",
+    "MixtureOfExpertsRegressor",
+    "SparseGPRegressor",
+]

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def expect_memory(n: int, matrices: int) -> None:
         )
 
 
+_WORKSPACE = 8 * 8 * 256  # bytes a row: eight blocks of 256 right-hand sides in float64
+
+
+def _iterative(n: int) -> ConjugateGradients:
+    """Conjugate gradients whose covariance, preconditioner and right-hand sides fit into the memory at hand."""
+    at_hand = available_bytes()
+    room = at_hand - _WORKSPACE * n
+    if room <= 0:
+        raise MemoryLimitError(
+            f"an iterative solver on n={n} rows needs at least {_WORKSPACE * n / 1e9:.1f} GB for its right-hand sides, "
+            f"and {at_hand / 1e9:.1f} GB are at hand. Ways out: a sparse GP (`SparseGPRegressor`); a random subset of "
+            "the rows; a machine with more memory."
+        )
+    usual = ConjugateGradients()
+    return replace(usual, memory=min(usual.memory, room / 3))
+
+
 def solver_for(n: int, solver: Any, *, stacklevel: int) -> Solver:
     """The solver to use on n rows, for which there is memory.
 
@@ -61,7 +79,7 @@ def solver_for(n: int, solver: Any, *, stacklevel: int) -> Solver:
             raise InputError(f"`solver` must be None, 'auto' or a solver of gpmoe.inference.solver; got {solver!r}.")
         if 8 * n * n <= available_bytes():
             return Cholesky()
-        chosen = ConjugateGradients()
+        chosen = _iterative(n)
         warnings.warn(
             f"a Cholesky factor of n={n} rows needs {8e-9 * n * n:.1f} GB and {available_bytes() / 1e9:.1f} GB are at "
             f"hand: solving iteratively, to a relative residual of {chosen.tolerance:.0e}, by {chosen}",

@@ -1,5 +1,6 @@
 """Regression with a mixture of GP experts, front door."""
 
+import warnings
 from copy import deepcopy
 from typing import Any, cast
 
@@ -10,23 +11,34 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import InputError, ShapeError
+from gpmoe.errors import GPMoEWarning, InputError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
 from gpmoe.gates import Gate
 from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
+from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
+from gpmoe.inference.hard_em import fit_hard, fit_hard_quietly, fit_hard_sparse, sparse_from_exact
+from gpmoe.inference.report import FitReport
 from gpmoe.inference.solver import Cholesky
 from gpmoe.inference.vbem import choose_n_experts, fit_mixture
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
+from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 Array = NDArray[np.float64]
 
 
+_INFERENCES = ("vbem", "svi", "hard")
+_EXACT_SHARE = 2000  # rows an expert up to which hard EM has exact experts
+_START_ROWS = 500  # random rows an expert, and
+_LEAST_START_ROWS = 1000  # altogether at least, on which hard EM finds where minibatches start
+
+
 class MixtureOfExpertsRegressor(ProbabilisticRegressor):
-    """Mixture of exact GP experts with a probabilistic gate, in the caller's units.
+    """Mixture of GP experts with a probabilistic gate, in the caller's units.
 
     Where noise, smoothness or scale change across the input space, one stationary GP compromises; a mixture gives
     each regime an expert and predicts with the whole mixture density.
@@ -35,12 +47,17 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises.
         expert: an unfitted `GPRegressor` whose kernel and noise each expert takes; the default one if None.
         gate: "softmax" (linear boundaries), "constant", "gp", or a `gpmoe.gates.Gate` of `n_experts`.
-        inference: "vbem", conjugate variational EM.
-        random_state: fixes the starts of EM.
+        inference: "vbem", conjugate variational EM with exact experts, for thousands of rows; "svi", sparse experts
+            from minibatches, for millions; "hard", which gives each point to one expert, the fastest: exact experts
+            up to 2,000 rows an expert, sparse ones beyond.
+        n_inducing: inducing points of each sparse expert at most.
+        max_iterations: how often "svi" sees each row; if None ten times, more often on fewer than 100,000 rows.
+        random_state: fixes starts, random rows and minibatches.
 
     Attributes:
-        model_: the fitted `MixtureOfExperts`, whose posterior BoTorch can sample, in scaled units.
-        report_: what the fit did; its objective is the evidence bound.
+        model_: the fitted `MixtureOfExperts` or `SparseMixtureOfExperts`, whose posterior BoTorch can sample, in scaled
+            units.
+        report_: what the fit did and by which engine; its objective is the evidence bound, or hard EM's likelihood.
         n_experts_: number of experts fitted.
         responsibilities_: ``(n, k)``, probability that each expert made each training point.
         scaling_: between the caller's units and the model's.
@@ -54,7 +71,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         True
     """
 
-    model_: MixtureOfExperts
+    model_: MixtureOfExperts | SparseMixtureOfExperts
 
     def __init__(
         self,
@@ -63,12 +80,16 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         gate: str | Gate = "softmax",
         inference: str = "vbem",
         random_state: Any = None,
+        n_inducing: int = 128,
+        max_iterations: int | None = None,
     ) -> None:
         self.n_experts = n_experts
         self.expert = expert
         self.gate = gate
         self.inference = inference
         self.random_state = random_state
+        self.n_inducing = n_inducing
+        self.max_iterations = max_iterations
 
     def fit(self, X: Any, y: Any) -> "MixtureOfExpertsRegressor":
         """Fit experts and gate, and condition on the data.
@@ -86,23 +107,74 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             raise InputError(f"the expert's `solver` must be None or Cholesky() in a mixture; got {solver!r}.")
         self.scaling_ = Scaling.learn(inputs, targets, expert.scale)
         seed = int(check_random_state(self.random_state).randint(2**31))
-        if self.n_experts == "auto":
-            expect_memory(len(inputs), matrices=4)
-            model, self.report_ = choose_n_experts(
-                lambda k: self._model(k, expert, inputs, targets), solver=solver, seed=seed
-            )
+        if self.inference == "vbem":
+            model, self.report_ = self._fit_vbem(expert, solver, inputs, targets, seed)
+        elif self.inference == "svi":
+            model, self.report_ = self._fit_svi(expert, inputs, targets, seed)
         else:
-            expect_memory(len(inputs), matrices=int(self.n_experts))
-            model = self._model(int(self.n_experts), expert, inputs, targets)
-            self.report_ = fit_mixture(model, solver=solver, seed=seed)
+            model, self.report_ = self._fit_hard(expert, inputs, targets, seed)
         self.model_ = model.requires_grad_(False)
         self.n_experts_ = model.n_experts
-        self.responsibilities_: Array = model.responsibilities.numpy()
+        self.responsibilities_: Array = _responsibilities(model)
         return self
 
+    def _fit_vbem(
+        self, expert: GPRegressor, solver: Cholesky | None, inputs: Array, targets: Array, seed: int
+    ) -> tuple[MixtureOfExperts, FitReport]:
+        if self.n_experts == "auto":
+            expect_memory(len(inputs), matrices=4)
+            return choose_n_experts(lambda k: self._model(k, expert, inputs, targets), solver=solver, seed=seed)
+        expect_memory(len(inputs), matrices=int(self.n_experts))
+        model = self._model(int(self.n_experts), expert, inputs, targets)
+        return model, fit_mixture(model, solver=solver, seed=seed)
+
+    def _fit_svi(
+        self, expert: GPRegressor, inputs: Array, targets: Array, seed: int
+    ) -> tuple[SparseMixtureOfExperts, FitReport]:
+        small = self._start(expert, inputs, targets, seed)
+        model = self._sparse(small, inputs, targets, seed)
+        return model, fit_sparse_mixture(model, epochs=self.max_iterations, seed=seed)
+
+    def _fit_hard(
+        self, expert: GPRegressor, inputs: Array, targets: Array, seed: int
+    ) -> tuple[MixtureOfExperts | SparseMixtureOfExperts, FitReport]:
+        k = self._number(expert, inputs, targets, seed)
+        if len(inputs) <= _EXACT_SHARE * k:
+            exact = self._model(k, expert, inputs, targets)
+            return exact, fit_hard(exact, seed=seed)
+        model = self._sparse(self._start(expert, inputs, targets, seed, k), inputs, targets, seed)
+        return model, fit_hard_sparse(model)
+
+    def _number(self, expert: GPRegressor, inputs: Array, targets: Array, seed: int) -> int:
+        """How many experts: as asked for, or as the evidence of some rows wants them."""
+        if self.n_experts != "auto":
+            return int(self.n_experts)
+        rows = np.random.default_rng(seed).permutation(len(inputs))[:_START_ROWS]
+        with warnings.catch_warnings():  # the search is for the number alone
+            warnings.simplefilter("ignore", GPMoEWarning)
+            model, _ = choose_n_experts(lambda k: self._model(k, expert, inputs[rows], targets[rows]), seed=seed)
+        return model.n_experts
+
+    def _start(
+        self, expert: GPRegressor, inputs: Array, targets: Array, seed: int, k: int | None = None
+    ) -> MixtureOfExperts:
+        """Exact experts, fitted by hard EM to random rows."""
+        k = self._number(expert, inputs, targets, seed) if k is None else k
+        self._expect_enough(k, len(inputs))
+        rows = np.random.default_rng(seed).permutation(len(inputs))[: max(_LEAST_START_ROWS, _START_ROWS * k)]
+        model = self._model(k, expert, inputs[rows], targets[rows])
+        fit_hard_quietly(model, seed=seed)
+        return model
+
+    def _sparse(self, small: MixtureOfExperts, inputs: Array, targets: Array, seed: int) -> SparseMixtureOfExperts:
+        X, y = self.scaling_.inputs(inputs), self.scaling_.targets(targets)
+        return sparse_from_exact(small, X, y, n_inducing=self.n_inducing, seed=seed)
+
     def _check_arguments(self) -> None:
-        if self.inference != "vbem":
-            raise InputError(f"`inference` must be 'vbem'; got {self.inference!r}.")
+        if self.inference not in _INFERENCES:
+            raise InputError(f"`inference` must be 'vbem', 'svi' or 'hard'; got {self.inference!r}.")
+        if not isinstance(self.n_inducing, (int, np.integer)) or self.n_inducing < 1:
+            raise InputError(f"`n_inducing` must be a whole number of at least 1; got {self.n_inducing!r}.")
         if self.n_experts != "auto" and (not isinstance(self.n_experts, (int, np.integer)) or self.n_experts < 1):
             raise InputError(f"`n_experts` must be 'auto' or a whole number of at least 1; got {self.n_experts!r}.")
         if self.n_experts == "auto" and not isinstance(self.gate, str):
@@ -114,10 +186,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             if np.ndim(expert.noise):
                 raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
             noise = float(expert.noise) / self.scaling_.y_scale**2  # type: ignore[arg-type]
-        if n_experts > len(inputs):
-            raise InputError(
-                f"`n_experts` must be at most the number of rows; got n_experts={n_experts}, n_samples={len(inputs)}."
-            )
+        self._expect_enough(n_experts, len(inputs))
         return MixtureOfExperts(
             self.scaling_.inputs(inputs),
             self.scaling_.targets(targets),
@@ -127,6 +196,12 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             gate=deepcopy(self.gate),
         )
 
+    def _expect_enough(self, n_experts: int, n: int) -> None:
+        if n_experts > n:
+            raise InputError(
+                f"`n_experts` must be at most the number of rows; got n_experts={n_experts}, n_samples={n}."
+            )
+
     def predict_gate_probs(self, X: Any) -> Array:
         """Probability of each expert at each row of X ``(m, d)``, ``(m, k)``; rows sum to one."""
         with torch.no_grad():
@@ -134,16 +209,22 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         return probs
 
     def leave_one_out(self) -> Predictive:
-        """p(y_i | all other training targets) for each i; see `MixtureOfExperts.leave_one_out`."""
+        """p(y_i | all other training targets) for each i; see `MixtureOfExperts.leave_one_out`.
+
+        Raises:
+            InputError: if the experts are sparse, which keep no share of a single point.
+        """
         self._inputs(np.zeros((1, self.n_features_in_)))
+        if isinstance(self.model_, SparseMixtureOfExperts):
+            raise InputError("`leave_one_out` needs exact experts: fit with inference='vbem', or hold out rows.")
         return self.scaling_.predictive(self.model_.leave_one_out())
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
         expert, tensors = (None, {}) if self.expert is None else self.expert.arguments_to_parts()
         model = self.model_
-        own = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
-        tensors |= {**own, **tensors_of(model, "model"), **buffers_of(model.gate, "gate")}
+        parts, own = sparse_to_parts(model) if isinstance(model, SparseMixtureOfExperts) else _exact_to_parts(model)
+        tensors |= own
         if not isinstance(self.gate, str):
             tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
         data = {
@@ -151,11 +232,12 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
                 "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
                 "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
                 "inference": self.inference,
+                "n_inducing": int(self.n_inducing),
+                "max_iterations": None if self.max_iterations is None else int(self.max_iterations),
                 "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
             },
             "expert": expert,
-            "kernels": [describe_kernel(part.covar_module) for part in model.all_experts],
-            "gate": describe_gate(model.gate),
+            **parts,
         }
         return {**self._common_parts(), **data}, tensors
 
@@ -171,25 +253,14 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             set_buffers(gate, "own_gate", tensors)
         estimator = cls(**{**arguments, "gate": gate}, expert=expert)
         estimator._restore_common(data, tensors)
-        kernels = [build_kernel(part) for part in data["kernels"]]
-        noise = None if expert is None or expert.noise is None else float(expert.noise) / estimator.scaling_.y_scale**2  # type: ignore[arg-type]
-        model = MixtureOfExperts(
-            tensors["X"],
-            tensors["y"],
-            n_experts=len(kernels),
-            kernel=kernels,
-            noise=noise,
-            gate=build_gate(data["gate"]),
-        )
-        set_tensors(model, "model", tensors)
-        set_buffers(model.gate, "gate", tensors)
-        responsibilities = tensors["responsibilities"]
-        if responsibilities.shape != model.responsibilities.shape or responsibilities.dtype != torch.float64:
-            raise ShapeError(f"`responsibilities` must be {tuple(model.responsibilities.shape)}, float64.")
-        model.restore_responsibilities(responsibilities)
+        if "likelihoods" in data:
+            model: MixtureOfExperts | SparseMixtureOfExperts = sparse_from_parts(data, tensors)
+        else:
+            noise = None if expert is None or expert.noise is None else float(expert.noise)  # type: ignore[arg-type]
+            model = _exact_from_parts(data, tensors, None if noise is None else noise / estimator.scaling_.y_scale**2)
         estimator.model_ = model.requires_grad_(False)
         estimator.n_experts_ = model.n_experts
-        estimator.responsibilities_ = model.responsibilities.numpy()
+        estimator.responsibilities_ = _responsibilities(model)
         return estimator
 
     def _predictive(self, X: Tensor, *, include_noise: bool) -> Predictive:
@@ -204,3 +275,36 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             posterior = self.model_.posterior(X, observation_noise=True)
             base = torch.randn(n_samples, *posterior.base_sample_shape, generator=generator, dtype=X.dtype)
             return posterior.rsample_from_base_samples(torch.Size([n_samples]), base).squeeze(-1)
+
+
+def _responsibilities(model: MixtureOfExperts | SparseMixtureOfExperts) -> Array:
+    """Of the training points, ``(n, k)``."""
+    if isinstance(model, MixtureOfExperts):
+        return cast(Array, model.responsibilities.numpy())
+    return cast(Array, model.responsibilities(model.X, model.y).numpy())
+
+
+def _exact_to_parts(model: MixtureOfExperts) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    own = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
+    kernels = [describe_kernel(part.covar_module) for part in model.all_experts]
+    tensors = {**own, **tensors_of(model, "model"), **buffers_of(model.gate, "gate")}
+    return {"kernels": kernels, "gate": describe_gate(model.gate)}, tensors
+
+
+def _exact_from_parts(data: dict[str, Any], tensors: dict[str, Tensor], noise: float | None) -> MixtureOfExperts:
+    kernels = [build_kernel(part) for part in data["kernels"]]
+    model = MixtureOfExperts(
+        tensors["X"],
+        tensors["y"],
+        n_experts=len(kernels),
+        kernel=kernels,
+        noise=noise,
+        gate=build_gate(data["gate"]),
+    )
+    set_tensors(model, "model", tensors)
+    set_buffers(model.gate, "gate", tensors)
+    responsibilities = tensors["responsibilities"]
+    if responsibilities.shape != model.responsibilities.shape or responsibilities.dtype != torch.float64:
+        raise ShapeError(f"`responsibilities` must be {tuple(model.responsibilities.shape)}, float64.")
+    model.restore_responsibilities(responsibilities)
+    return model

@@ -1,6 +1,7 @@
 """A gate that does not look at the input."""
 
 import math
+from typing import Any
 
 import gpytorch
 import torch
@@ -38,8 +39,11 @@ class ConstantGate(gpytorch.Module):
 
     def bound(self, X: Tensor, responsibilities: Tensor) -> Tensor:
         """See `Gate`."""
-        log_prior = torch.log_softmax(self.logits, -1).sum() / self.n_experts
-        return (responsibilities * self.log_probs(X)).sum() + log_prior
+        return (responsibilities * self.log_probs(X)).sum() + self.log_prior()
+
+    def log_prior(self) -> Tensor:
+        """Of the proportions, without its normaliser."""
+        return torch.log_softmax(self.logits, -1).sum() / self.n_experts
 
     def log_probs(self, X: Tensor) -> Tensor:
         """The log proportions at each row, ``(*batch, m, k)``."""
@@ -48,3 +52,12 @@ class ConstantGate(gpytorch.Module):
     def log_occam_factor(self, X: Tensor) -> Tensor:
         """-½ (k - 1) log n, as in the Bayesian information criterion."""
         return X.new_tensor(-0.5 * (self.n_experts - 1) * math.log(len(X)))
+
+    def description(self) -> dict[str, Any]:
+        """See `Gate`."""
+        return {"n_experts": self.n_experts}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "ConstantGate":
+        """See `Gate`."""
+        return cls(int(description["n_experts"]))

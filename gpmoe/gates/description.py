@@ -1,66 +1,76 @@
 """Gates as plain data and tensors, so that a file can hold one without running code when it is read."""
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpmoe.errors import ShapeError, UnsupportedKernelError
-from gpmoe.gates.constant import ConstantGate
 from gpmoe.gates.gate import Gate
-from gpmoe.gates.gp import GPGate
-from gpmoe.gates.softmax import SoftmaxGate
-from gpmoe.kernels.description import build_kernel, describe_kernel
+
+_HOMES = {  # types that a file may name: their module in `gpmoe.gates`, and their class
+    "constant": ("constant", "ConstantGate"),
+    "softmax": ("softmax", "SoftmaxGate"),
+    "top_k": ("top_k", "TopKGate"),
+    "activation": ("activation", "ActivationGate"),
+    "annealed": ("annealed", "AnnealedGate"),
+    "neural": ("neural", "NeuralGate"),
+    "gp": ("gp", "GPGate"),
+    "gp_softmax": ("gp_softmax", "GPSoftmaxGate"),
+    "gp_probit": ("gp_probit", "GPProbitGate"),
+    "gaussian_mixture": ("gaussian_mixture", "GaussianMixtureGate"),
+    "dirichlet_process": ("dirichlet_process", "DirichletProcessGate"),
+    "uncertainty_router": ("uncertainty_router", "UncertaintyRouter"),
+    "hierarchical": ("hierarchical", "HierarchicalGate"),
+    "multi_gate": ("multi_gate", "MultiGate"),
+    "global_local": ("global_local", "GlobalLocalGate"),
+}
 
 
 def describe_gate(gate: Gate) -> dict[str, Any]:
     """A gate's structure as JSON-able data.
 
     Raises:
-        UnsupportedKernelError: for a gate that gpmoe does not ship.
+        UnsupportedKernelError: for a gate that gpmoe does not ship, or one that holds functions.
     """
-    if type(gate) is ConstantGate:
-        return {"type": "constant", "n_experts": gate.n_experts}
-    if type(gate) is SoftmaxGate:
-        features = gate.weights.shape[0] - 1
-        return {"type": "softmax", "n_experts": gate.n_experts, "n_features": features, "precision": gate.precision}
-    if type(gate) is GPGate:
-        kernel = describe_kernel(gate.kernel)
-        return {"type": "gp", "n_experts": gate.n_experts, "n_features": gate.X.shape[-1], "kernel": kernel}
+    kind = type(gate)
+    for name, (module, label) in _HOMES.items():
+        if kind.__name__ == label and kind.__module__ == f"gpmoe.gates.{module}":
+            return {"type": name, **gate.description()}
     raise UnsupportedKernelError(
-        f"a gate of type {type(gate).__name__} can't be written to a file; gpmoe's own gates can."
+        f"a gate of type {kind.__name__} can't be written to a file; these can: {', '.join(_HOMES)}."
     )
 
 
 def build_gate(description: dict[str, Any]) -> Gate:
     """The gate that a description stands for, before its tensors are set."""
-    kind, n_experts = description["type"], int(description["n_experts"])
-    if kind == "constant":
-        return ConstantGate(n_experts)
-    if kind == "softmax":
-        return SoftmaxGate(n_experts, int(description["n_features"]), float(description["precision"]))
-    if kind == "gp":
-        return GPGate(n_experts, int(description["n_features"]), build_kernel(description["kernel"]))
-    raise UnsupportedKernelError(f"unknown gate type {kind!r}.")
+    kind = description["type"]
+    if kind not in _HOMES:
+        raise UnsupportedKernelError(f"unknown gate type {kind!r}; known are {', '.join(_HOMES)}.")
+    module, label = _HOMES[kind]
+    gate: Gate = getattr(importlib.import_module(f"gpmoe.gates.{module}"), label).from_description(description)
+    return gate
 
 
-_DATA_SIZED = ("X", "xi", "responsibilities")
+_DATA_SIZED = ("X", "xi", "psi", "responsibilities")
 
 
 def buffers_of(gate: Gate, prefix: str) -> dict[str, Tensor]:
-    """A gate's own buffers under `prefix`."""
+    """A gate's buffers, those of its parts too, under `prefix`."""
     assert isinstance(gate, torch.nn.Module)
-    return {f"{prefix}.{name}": buffer.clone() for name, buffer in gate.named_buffers(recurse=False)}
+    return {f"{prefix}.{name}": buffer.clone() for name, buffer in gate.named_buffers()}
 
 
 def set_buffers(gate: Gate, prefix: str, tensors: dict[str, Tensor]) -> None:
     """The inverse of `buffers_of`."""
     assert isinstance(gate, torch.nn.Module)
-    for name, buffer in list(gate.named_buffers(recurse=False)):
+    for name, buffer in list(gate.named_buffers()):
         stored = tensors[f"{prefix}.{name}"]
         fixed = slice(1, None) if name in _DATA_SIZED else slice(None)
         fits = stored.dim() == buffer.dim() and stored.shape[fixed] == buffer.shape[fixed]
         rows = {len(tensors[f"{prefix}.{key}"]) for key in _DATA_SIZED if f"{prefix}.{key}" in tensors}
         if not fits or stored.dtype != buffer.dtype or len(rows) > 1:
             raise ShapeError(f"`{prefix}.{name}` must have shape {tuple(buffer.shape)}; got {tuple(stored.shape)}.")
-        setattr(gate, name, stored.clone())
+        owner, _, leaf = name.rpartition(".")
+        setattr(gate.get_submodule(owner), leaf, stored.clone())

@@ -15,7 +15,7 @@ and Adams (2015), Dependent multinomial models made easy, sec. 3.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import gpytorch
 import numpy as np
@@ -25,21 +25,13 @@ from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
 from gpytorch.priors import GammaPrior, LogNormalPrior
 from torch import Tensor
 
-from gpmoe.linalg import lapack
-from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
+from gpmoe.gates.gp_posterior import GPPosterior, condition
+from gpmoe.gates.stick_breaking import break_sticks, even_sticks
+from gpmoe.kernels.description import build_kernel, describe_kernel
+from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
-from gpmoe.linalg.stationary import dense_covariance, fill_covariance
 
 _LEAST_MASS = 1e-12
-
-
-class _Stick(NamedTuple):
-    """One stick's rows, pseudo-observations and posterior."""
-
-    rows: Tensor
-    X: Tensor
-    L: Tensor
-    alpha: Tensor
 
 
 class GPGate(gpytorch.Module):
@@ -67,13 +59,13 @@ class GPGate(gpytorch.Module):
     def __init__(self, n_experts: int, n_features: int, kernel: Kernel | None = None) -> None:
         super().__init__()
         self.n_experts = n_experts
-        self.kernel = (_smooth_kernel(n_features) if kernel is None else kernel).double()
-        self.register_buffer("prior_mean", _even_sticks(n_experts))
+        self.kernel = (smooth_kernel(n_features) if kernel is None else kernel).double()
+        self.register_buffer("prior_mean", even_sticks(n_experts))
         self.register_buffer("xi", torch.zeros(0, n_experts - 1, dtype=torch.float64))
         self.register_buffer("X", torch.zeros(0, n_features, dtype=torch.float64))
         self.register_buffer("responsibilities", torch.zeros(0, n_experts, dtype=torch.float64))
         self._workspace = Workspace()
-        self._sticks: list[_Stick] | None = None
+        self._sticks: list[GPPosterior] | None = None
 
     def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
         """Update q(h) and ξ in turn, a few times."""
@@ -92,7 +84,7 @@ class GPGate(gpytorch.Module):
         second = mean.square() + variance
         xi = self.xi
         taken = torch.nn.functional.logsigmoid(xi) - xi / 2 + mean / 2 - _lambda(xi) * (second - xi.square())
-        return _break_sticks(taken, taken - mean)
+        return break_sticks(taken, taken - mean)
 
     def bound(self, X: Tensor, responsibilities: Tensor) -> Tensor:
         """See `Gate`; differentiable in the kernel's parameters, with q(h) at its optimum for them."""
@@ -107,6 +99,11 @@ class GPGate(gpytorch.Module):
             total = total + gaussian + (constant + density).sum()
         return total
 
+    def log_prior(self) -> Tensor:
+        """-KL(q(h) || p(h)) at the last `fit_step`, a scalar in nats."""
+        expected = self.responsibilities * self.expected_log_probs(self.X)
+        return self.bound(self.X, self.responsibilities) - expected.sum()
+
     def log_occam_factor(self, X: Tensor) -> Tensor:
         """Zero: the bound integrates over the gate already."""
         return X.new_zeros(())
@@ -120,7 +117,18 @@ class GPGate(gpytorch.Module):
         weight = torch.from_numpy(weights / weights.sum()).log()
         taken = torch.logsumexp(torch.nn.functional.logsigmoid(h) + weight, -1)
         passed = torch.logsumexp(torch.nn.functional.logsigmoid(-h) + weight, -1)
-        return _break_sticks(taken, passed).reshape(*X.shape[:-1], self.n_experts)
+        return break_sticks(taken, passed).reshape(*X.shape[:-1], self.n_experts)
+
+    def description(self) -> dict[str, Any]:
+        """The arguments that make such a gate."""
+        d = self.X.shape[-1]
+        return {"n_experts": self.n_experts, "n_features": d, "kernel": describe_kernel(self.kernel)}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "GPGate":
+        """The inverse of `description`."""
+        kernel = build_kernel(description["kernel"])
+        return cls(int(description["n_experts"]), int(description["n_features"]), kernel)
 
     def _pseudo(self, responsibilities: Tensor, j: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows that reach stick j, and their z, ω and mass."""
@@ -137,35 +145,13 @@ class GPGate(gpytorch.Module):
         if self._sticks is None:
             with torch.no_grad():
                 self._sticks = [self._solve(j) for j in range(self.n_experts - 1)]
-        moments = [self._moments_of_stick(X, stick) for stick in self._sticks]
+        moments = [stick.moments(self.kernel, X) for stick in self._sticks]
         means = [prior_mean + mean for prior_mean, (mean, _) in zip(self.prior_mean, moments, strict=True)]
         return torch.stack(means, -1), torch.stack([variance for _, variance in moments], -1)
 
-    def _moments_of_stick(self, X: Tensor, stick: _Stick) -> tuple[Tensor, Tensor]:
-        """Mean beyond the prior's and variance, ``(m,)`` each; differentiable in X if it wants a gradient."""
-        if X.requires_grad and torch.is_grad_enabled():
-            K = dense_covariance(self.kernel, X, stick.X)
-            V = torch.linalg.solve_triangular(stick.L, K.mT, upper=False)
-            prior = dense_covariance(self.kernel, X, X).diagonal()
-            return K @ stick.alpha, (prior - V.square().sum(0)).clamp_min(1e-12)
-        with torch.no_grad():
-            K = X.new_empty(len(X), len(stick.rows))
-            fill_covariance(self.kernel, X, stick.X, K)
-            mean = K @ stick.alpha
-            V = lapack.solve_triangular(stick.L, K.mT, overwrite=True)
-            return mean, (self.kernel(X, diag=True) - V.square().sum(0)).clamp_min(1e-12)
-
-    def _solve(self, j: int) -> _Stick:
+    def _solve(self, j: int) -> GPPosterior:
         rows, z, omega, _ = self._pseudo(self.responsibilities, j)
-        X = self.X[rows]
-        L = X.new_empty(len(X), len(X))
-
-        def fill(C: Tensor) -> None:
-            fill_covariance(self.kernel, X, None, C)
-            lapack.diagonal(C).add_(1 / omega)
-
-        cholesky_with_jitter_(fill, L)
-        return _Stick(rows, X, L, lapack.cholesky_solve(L, z - self.prior_mean[j]))
+        return condition(self.kernel, self.X[rows], z - self.prior_mean[j], 1 / omega)
 
 
 def _lambda(xi: Tensor) -> Tensor:
@@ -174,19 +160,7 @@ def _lambda(xi: Tensor) -> Tensor:
     return torch.tanh(safe / 2) / (4 * safe)
 
 
-def _break_sticks(taken: Tensor, passed: Tensor) -> Tensor:
-    """log π ``(m, k)`` from log σ(h) and log(1 - σ(h)), ``(m, k - 1)`` each."""
-    zero = passed.new_zeros(len(passed), 1)
-    return torch.cat([zero, passed.cumsum(-1)], -1) + torch.cat([taken, zero], -1)
-
-
-def _even_sticks(k: int) -> Tensor:
-    """Prior means under which every expert has probability 1/k: σ(h_j) = 1/(k - j)."""
-    left = torch.arange(k, 1, -1, dtype=torch.float64)
-    return -(left - 1).log()
-
-
-def _smooth_kernel(n_features: int) -> Kernel:
+def smooth_kernel(n_features: int) -> Kernel:
     """Matérn-5/2 of one lengthscale about √d, and logits that may be large."""
     prior = LogNormalPrior(0.5 * math.log(n_features), 0.75)
     matern = MaternKernel(nu=2.5, lengthscale_prior=prior, lengthscale_constraint=Positive())

@@ -8,6 +8,8 @@
 | prior W ~ N(0, 1/λ) | `precision` | λ |
 """
 
+from typing import Any
+
 import gpytorch
 import torch
 from torch import Tensor
@@ -46,7 +48,7 @@ class SoftmaxGate(gpytorch.Module):
         self.register_buffer("weights", torch.zeros(n_features + 1, n_experts, dtype=torch.float64))
 
     def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
-        """Newton's method with step halving to the posterior mode of the weights."""
+        """Newton's method with step halving to the posterior mode of the weights; a row counts as its sum does."""
         A = _with_one(X)
         value = self._objective(self.weights, A, responsibilities)
         for _ in range(50):
@@ -66,19 +68,23 @@ class SoftmaxGate(gpytorch.Module):
 
     def _objective(self, weights: Tensor, A: Tensor, responsibilities: Tensor) -> Tensor:
         log_likelihood = (responsibilities * torch.log_softmax(A @ weights, -1)).sum()
-        return log_likelihood - 0.5 * self.precision * weights.square().sum()
+        return log_likelihood + self._log_prior_of(weights)
+
+    def _log_prior_of(self, weights: Tensor) -> Tensor:
+        return -0.5 * self.precision * weights.square().sum()
 
     def _newton_step(self, A: Tensor, responsibilities: Tensor) -> Tensor:
         """H⁻¹ g."""
+        mass = responsibilities.sum(-1, keepdim=True)
         probs = torch.softmax(A @ self.weights, -1)
-        gradient = A.mT @ (responsibilities - probs) - self.precision * self.weights
-        return torch.linalg.solve(self._hessian(A), gradient.reshape(-1)).reshape(self.weights.shape)
+        gradient = A.mT @ (responsibilities - mass * probs) - self.precision * self.weights
+        return torch.linalg.solve(self._hessian(A, mass), gradient.reshape(-1)).reshape(self.weights.shape)
 
-    def _hessian(self, A: Tensor) -> Tensor:
-        """H of the negative objective, ``((d + 1) k, (d + 1) k)``."""
+    def _hessian(self, A: Tensor, mass: Tensor) -> Tensor:
+        """H of the negative objective, ``((d + 1) k, (d + 1) k)``, for rows that count `mass` times, ``(n, 1)``."""
         size = self.weights.numel()
         probs = torch.softmax(A @ self.weights, -1)
-        curvature = torch.diag_embed(probs) - probs.unsqueeze(-1) * probs.unsqueeze(-2)
+        curvature = mass.unsqueeze(-1) * (torch.diag_embed(probs) - probs.unsqueeze(-1) * probs.unsqueeze(-2))
         weighted = curvature.permute(1, 2, 0).unsqueeze(-1) * A  # (k, k, n, d + 1)
         H = (A.mT @ weighted).permute(2, 0, 3, 1).reshape(size, size)
         lapack.diagonal(H).add_(self.precision)
@@ -92,14 +98,28 @@ class SoftmaxGate(gpytorch.Module):
         """See `Gate`; the prior without its normaliser, which `log_occam_factor` holds."""
         return self._objective(self.weights, _with_one(X), responsibilities)
 
+    def log_prior(self) -> Tensor:
+        """Of the weights, without its normaliser."""
+        return self._log_prior_of(self.weights)
+
     def log_occam_factor(self, X: Tensor) -> Tensor:
         """-½ log|H/λ|, Laplace's approximation of what the weights' posterior is narrower than their prior."""
-        _, log_det = torch.linalg.slogdet(self._hessian(_with_one(X)) / self.precision)
+        _, log_det = torch.linalg.slogdet(self._hessian(_with_one(X), torch.ones_like(X[:, :1])) / self.precision)
         return -0.5 * log_det
 
     def log_probs(self, X: Tensor) -> Tensor:
         """log π_k(x), ``(*batch, m, k)``."""
         return torch.log_softmax(_with_one(X) @ self.weights, -1)
+
+    def description(self) -> dict[str, Any]:
+        """See `Gate`."""
+        features = self.weights.shape[0] - 1
+        return {"n_experts": self.n_experts, "n_features": features, "precision": self.precision}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "SoftmaxGate":
+        """See `Gate`."""
+        return cls(int(description["n_experts"]), int(description["n_features"]), float(description["precision"]))
 
 
 def _with_one(X: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from gpmoe.inference.elbo import elbo
 from gpmoe.inference.fit import fit
+from gpmoe.inference.fit_local_experts import fit_local_experts
 from gpmoe.inference.fit_stochastic import fit_stochastic
 from gpmoe.inference.marginal_likelihood import log_marginal_likelihood, log_prior
 from gpmoe.inference.report import FitReport
@@ -18,6 +19,7 @@ __all__ = [
     "choose_n_experts",
     "elbo",
     "fit",
+    "fit_local_experts",
     "fit_mixture",
     "fit_stochastic",
     "log_marginal_likelihood",

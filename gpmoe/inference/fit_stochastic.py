@@ -1,6 +1,8 @@
 """Fit of a stochastic variational GP by minibatches: natural gradients for q(v), Adam for everything else."""
 
 import time
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from gpytorch.optim import NGD
@@ -102,8 +104,16 @@ def fit_stochastic_quietly(
     )
 
 
-def _optimisers(gp: StochasticVariationalGP, natural_step: float, learning_rate: float) -> list[torch.optim.Optimizer]:
-    natural = list(gp.variational_distribution.parameters())
+class _Variational(Protocol):
+    """A model whose posterior is learned by natural gradients."""
+
+    def natural_parameters(self) -> list[torch.nn.Parameter]: ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+
+def _optimisers(gp: _Variational, natural_step: float, learning_rate: float) -> list[torch.optim.Optimizer]:
+    natural = gp.natural_parameters()
     known = {id(parameter) for parameter in natural}
     others = [each for each in gp.parameters() if id(each) not in known and each.requires_grad]
     adam = [torch.optim.Adam(others, lr=learning_rate)] if others else []

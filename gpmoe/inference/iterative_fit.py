@@ -17,7 +17,7 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 
 from gpmoe.inference.marginal_likelihood import log_prior
 from gpmoe.inference.report import FitReport
-from gpmoe.inference.solver import IterativeSolver, Schedule
+from gpmoe.inference.solver import IterativeSolver
 from gpmoe.linalg.pathwise_likelihood import PathwiseLikelihood
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.iterative_gp import IterativeGP
@@ -44,7 +44,7 @@ def fit_iteratively(
     """
     began = time.perf_counter()
     schedule = solver.schedule
-    subset = exactly(_subset(gp, schedule))
+    subset = exactly(_subset(gp, schedule.subset_rows, schedule.seed))
     model = gp if isinstance(gp, IterativeGP) else _sharing(gp, solver)
     n = len(gp.y)
     done, steps = f"L-BFGS on {min(schedule.subset_rows, n)} of {n} rows by Cholesky", 0
@@ -71,13 +71,13 @@ def fit_iteratively(
     )
 
 
-def _subset(gp: ExactGP | IterativeGP, schedule: Schedule) -> ExactGP:
+def _subset(gp: ExactGP | IterativeGP, rows: int, seed: int) -> ExactGP:
     """An exact model of random rows that shares its parts with another; all rows in their order if there are few."""
     n = len(gp.y)
     index = torch.arange(n)
-    if n > schedule.subset_rows:
-        generator = torch.Generator().manual_seed(schedule.seed)
-        index = torch.randperm(n, generator=generator)[: schedule.subset_rows].sort().values
+    if n > rows:
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randperm(n, generator=generator)[:rows].sort().values
     weights = None if gp.weights is None else gp.weights[index]
     parts = {"kernel": gp.covar_module, "mean": gp.mean_module}
     noise = gp.likelihood

@@ -11,7 +11,7 @@ import torch
 from gpmoe.linalg.alternating_projections import factorise_blocks
 from gpmoe.linalg.low_rank import randomly_pivoted_cholesky
 from gpmoe.linalg.operator import SymmetricOperator
-from gpmoe.linalg.preconditioners import adapted_preconditioner, precondition
+from gpmoe.linalg.preconditioners import Preconditioner, adapted_preconditioner, precondition
 from gpmoe.linalg.systems import BlockSystem, DescentSystem, PreconditionedSystem
 
 
@@ -62,7 +62,8 @@ class ConjugateGradients:
 
     Args:
         tolerance: true relative residual of every solve.
-        preconditioner_rank: of the randomly pivoted Cholesky preconditioner; None lets a model of the time decide.
+        preconditioner_rank: of the randomly pivoted Cholesky preconditioner; None lets a model of the time decide, also
+            whether to factorise all of the covariance in float32 instead, where `memory` has room for it.
         max_iterations: of every solve.
         mixed_precision: take products in float32, inside refinement in float64.
         memory: bytes that the covariance may take, in float32, to be kept; above that it is computed in each product.
@@ -90,8 +91,16 @@ class ConjugateGradients:
         wanted = self.tolerance if tolerance is None else tolerance
         generator = torch.Generator(operator.noise.device).manual_seed(self.seed)
         if self.preconditioner_rank is None:
-            most = int(min(4000, self.memory / (20 * len(operator.noise) + 1)))  # its factor twice, and in float32
-            P = adapted_preconditioner(operator, tolerance=wanted, columns=columns, most=most, generator=generator)
+            n = len(operator.noise)
+            most = int(min(4000, self.memory / (20 * n + 1)))  # its factor twice, and in float32
+            P: Preconditioner = adapted_preconditioner(
+                operator,
+                tolerance=wanted,
+                columns=columns,
+                most=most,
+                whole=4 * n**2 <= self.memory,
+                generator=generator,
+            )
         else:
             low_rank = randomly_pivoted_cholesky(operator, self.preconditioner_rank, generator=generator)
             P = precondition(operator, low_rank)

@@ -1,44 +1,43 @@
-"""Conjugate variational EM for mixtures of exact GP experts.
+"""Conjugate variational EM for mixtures of experts.
 
-q(z) prod_k q(f_k) q(gate), with q(z_n = k) = r_nk. Given r, expert k is a GP that sees point n with noise σ_k²/r_nk, so
-q(f_k) is closed form and integrates out of the bound:
+q(z) prod_k q(f_k) q(gate), with q(z_n = k) = r_nk. Given r, expert k holds point n with weight r_nk, and q(f_k)
+integrates out of the bound:
 
     bound = sum_k log Z_k + E[log gate] - KL(gate) - sum_nk r_nk log r_nk + log priors
-    log Z_k = log N(y; m, K_k + σ_k² diag(1/r_k)) + ½ sum_n [(1 - r_nk) log 2πσ_k² - log r_nk]
 
-where a point with r_nk = 0 is not there. Each step, of r, of the gate and of the hyperparameters, can only raise it.
+where log Z_k is `Expert.evidence` and a point with r_nk = 0 is not there. Each step, of r, of the gate and of the
+hyperparameters, can only raise it.
 
 Source: Nguyen and Bonilla (2014), Fast Allocation of Gaussian Process Experts, eq. 15-17, with exact experts.
 """
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from gpmoe.inference.fit import Climber, fit_quietly
 from gpmoe.inference.marginal_likelihood import log_prior
+from gpmoe.inference.mixture_starts import Start as Start
+from gpmoe.inference.mixture_starts import cluster_starts as cluster_starts
+from gpmoe.inference.mixture_starts import merge_experts
+from gpmoe.inference.mixture_starts import split_experts as split_experts
 from gpmoe.inference.plain_evidence import plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.expert import Expert
+from gpmoe.models.gaussian_model import LearnableModel
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
-
-Array = NDArray[Any]
 
 _STEPS = 2  # of L-BFGS in each M-step
 _TOLERANCE = 1e-4  # nats a point by which an iteration must raise the bound to go on
@@ -47,24 +46,16 @@ _FINALISTS = 2  # starts that go on to their end
 _SCREENING_ROWS = 256  # on more rows than these the search is made on so many of them, drawn at random
 
 
-def expert_evidence(expert: ExactGP) -> Tensor:
-    """log Z_k of an expert whose weights are its responsibilities; a scalar in nats, differentiable."""
-    weights = torch.ones_like(expert.y) if expert.weights is None else expert.weights
-    log_noise = (2 * math.pi * expert.likelihood.noise).log()
-    return expert.log_marginal_likelihood() + 0.5 * ((1 - weights) * log_noise - weights.log()).sum()
-
-
-def expected_log_likelihood(expert: ExactGP, X: Tensor, y: Tensor) -> Tensor:
-    """E_q(f)[log N(y_n | f(x_n), σ²)], ``(n,)``, nats."""
-    mean, variance = expert.marginals(X)
-    noise = expert.likelihood.noise.detach()
-    return -0.5 * ((2 * math.pi * noise).log() + ((y - mean).square() + variance) / noise)
+def expert_evidence(expert: Expert) -> Tensor:
+    """An expert's share of the bound, a scalar in nats, differentiable: what its hyperparameters maximise."""
+    return expert.evidence()
 
 
 def _expected_log_likelihood(climber: Climber, X: Tensor, y: Tensor) -> Tensor:
-    """`expected_log_likelihood` of the expert that a climber nudges, written out where the expert is."""
+    """That of the expert which a climber nudges, written out where the expert is."""
     if climber.plain is None:
-        return expected_log_likelihood(climber.model, X, y)
+        expected: Tensor = climber.model.expected_log_likelihood(X, y)
+        return expected
     mean, variance = climber.plain.marginals(X)
     noise = climber.plain.noise
     return torch.from_numpy(-0.5 * (math.log(2 * math.pi * noise) + ((y.numpy() - mean) ** 2 + variance) / noise))
@@ -110,18 +101,22 @@ def choose_n_experts(
     seed: int | None = None,
     max_iterations: int = 200,
     most: int = 4,
+    rivals: Sequence[MixtureOfExperts] = (),
 ) -> tuple[MixtureOfExperts, FitReport]:
     """Fit mixtures of one, two, ... experts and keep the one with the largest approximate log evidence.
 
     The evidence is the bound plus Laplace's approximation for the gate's point estimate plus log k!, for the
     relabellings that the bound does not see. Each mixture also starts from the one before it with one expert split.
     The search ends after two sizes in a row that bring nothing, or where an expert would be left with fewer than ten
-    points on average.
+    points on average. Then it goes down again: each size is also tried from the next larger one with its two closest
+    experts merged.
 
     Args:
         make: an unfitted model of so many experts.
         solver, n_restarts, seed, max_iterations: as for `fit_mixture`.
         most: the largest mixture to try.
+        rivals: unfitted mixtures of other experts on the same data, of which one is kept if its evidence is larger
+            still: one of a single `HeteroscedasticGP`, for instance, where noise changes gradually.
 
     Returns:
         The model and its report.
@@ -137,27 +132,36 @@ def choose_n_experts(
         report = search.fit(moe, split_experts(fitted[-1][0]))
         fitted.append((moe, report))
         scores.append(_log_evidence(moe, report))
+    _from_above(make, replace(search, n_restarts=0), fitted, scores)
+    for rival in rivals:
+        report = search.fit(rival)
+        fitted.append((rival, report))
+        scores.append(_log_evidence(rival, report))
     moe, report = fitted[int(np.argmax(scores))]
     warn_about(report, stacklevel=3)
     return moe, report
 
 
+def _from_above(
+    make: Callable[[int], MixtureOfExperts],
+    search: "_Search",
+    fitted: list[tuple[MixtureOfExperts, FitReport]],
+    scores: list[float],
+) -> None:
+    """Replace mixtures by better ones that come from merging experts of the next larger."""
+    for k in range(len(fitted) - 1, 1, -1):
+        moe = make(k)
+        report = search.fit(moe, merge_experts(fitted[k][0]))
+        score = _log_evidence(moe, report)
+        if score > scores[k - 1]:
+            fitted[k - 1], scores[k - 1] = (moe, report), score
+
+
 def _log_evidence(moe: MixtureOfExperts, report: FitReport) -> float:
+    if moe.n_experts == 1:
+        return report.objective_trace[-1]
     occam = float(moe.gate.log_occam_factor(moe.X))
     return report.objective_trace[-1] + occam + math.lgamma(moe.n_experts + 1)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where EM starts.
-
-    Attributes:
-        responsibilities: ``(n, k)``.
-        models: for each expert a GP whose hyperparameters it starts from; None for those it was made with.
-    """
-
-    responsibilities: Tensor
-    models: list[ExactGP] | None
 
 
 @dataclass(frozen=True)
@@ -174,21 +178,32 @@ class _Search:
         start = time.perf_counter()
         if moe.n_experts > 1 and len(moe.y) > _SCREENING_ROWS:
             return self._fit_from_subset(moe, further)
-        single = deepcopy(moe.all_experts[0])
-        single.set_data(moe.X, moe.y)
-        with_one = fit_quietly(single, solver=self.solver)
         if moe.n_experts == 1:
-            _copy_parameters(single, moe.all_experts[0])
-            return with_one
-        with threads_for(len(moe.y)):
-            starts = [*further, *cluster_starts(moe, single, self.n_restarts, self.seed)]
+            return self._fit_one(moe, start)
+        starts, evaluations = list(further), 0
+        if self.n_restarts:
+            first = moe.all_experts[0]
+            single = deepcopy(first) if isinstance(first, ExactGP) else ExactGP(moe.X, moe.y)
+            single.set_data(moe.X, moe.y)
+            evaluations = fit_quietly(single, solver=self.solver).evaluations
+            with threads_for(len(moe.y)):
+                starts += cluster_starts(moe, single, self.n_restarts, self.seed)
         jobs = (delayed(_screen)(deepcopy(moe), begin, self.solver, lapack.provider()) for begin in starts)
         screened: list[_Run] = Parallel()(jobs)
         finalists = sorted(screened, key=lambda run: run.trace[-1])[-_FINALISTS:]
         ends = [self._run(run.moe) for run in finalists]
         best, end = max(zip(finalists, ends, strict=True), key=lambda pair: pair[1].trace[-1])
-        evaluations = with_one.evaluations + sum(run.evaluations for run in [*screened, *ends])
+        evaluations += sum(run.evaluations for run in [*screened, *ends])
         return self._finish(moe, end, best.trace, evaluations, tuple(run.trace[-1] for run in screened), start)
+
+    def _fit_one(self, moe: MixtureOfExperts, start: float) -> FitReport:
+        """Fit the only expert, by `fit` where it is a model of its own."""
+        expert = moe.all_experts[0]
+        expert.set_data(moe.X, moe.y)
+        if isinstance(expert, LearnableModel):
+            return fit_quietly(expert, solver=self.solver)
+        end = self._run(moe)
+        return self._finish(moe, end, [], end.evaluations, (end.trace[-1],), start)
 
     def _fit_from_subset(self, moe: MixtureOfExperts, further: Sequence[Start]) -> FitReport:
         """Search on some of the rows, then go on from there on all of them."""
@@ -226,7 +241,7 @@ class _Search:
             evaluations=evaluations,
             converged=end.converged,
             reason="the bound rose by less than the tolerance" if end.converged else "max_iterations reached",
-            jitter=max(expert.factor().jitter for expert in moe.all_experts),
+            jitter=max(expert.jitter_needed() for expert in moe.all_experts),
             seconds=time.perf_counter() - start,
             solver=f"{self.solver} by {lapack.provider()}",
             starts=starts,
@@ -243,8 +258,8 @@ class _Run:
     converged: bool
 
 
-def _copy_parameters(source: ExactGP, target: ExactGP) -> None:
-    """Start an expert where the single GP ended, as far as their parameters are the same ones."""
+def _copy_parameters(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Start an expert where another model ended, as far as their parameters are the same ones."""
     values = dict(source.named_parameters())
     for name, parameter in target.named_parameters():
         if name in values and values[name].shape == parameter.shape:
@@ -273,7 +288,7 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
         The trace of the bound, which never falls.
     """
     trace: list[float] = []
-    climbers = [Climber(expert, expert_evidence, plain_evidence(expert)) for expert in moe.all_experts]
+    climbers = [_expert_climber(expert) for expert in moe.all_experts]
     gate = _gate_climber(moe)
     converged = False
     with solver.applied(), torch.enable_grad(), threads_for(len(moe.y)):
@@ -292,6 +307,11 @@ def _assign(moe: MixtureOfExperts, climbers: list[Climber]) -> None:
         moe.set_responsibilities(torch.softmax(log_likelihood + moe.gate.expected_log_probs(moe.X), -1))
 
 
+def _expert_climber(expert: Any) -> Climber:
+    """What nudges an expert's hyperparameters."""
+    return Climber(expert, expert_evidence, plain_evidence(expert) if isinstance(expert, ExactGP) else None)
+
+
 def _gate_climber(moe: MixtureOfExperts) -> Climber | None:
     """What nudges the gate's hyperparameters, None for a gate without any."""
     if not isinstance(moe.gate, torch.nn.Module) or not any(p.requires_grad for p in moe.gate.parameters()):
@@ -304,6 +324,8 @@ def _maximise(moe: MixtureOfExperts, climbers: list[Climber], gate: Climber | No
     X, r = moe.X, moe.responsibilities
     with torch.no_grad():
         moe.gate.fit_step(X, r)
+        for expert in moe.all_experts:
+            expert.fit_step()
     experts = sum(climber.nudge(_STEPS) for climber in climbers)
     if gate is not None:
         of_gate = gate.nudge(_STEPS)
@@ -313,72 +335,3 @@ def _maximise(moe: MixtureOfExperts, climbers: list[Climber], gate: Climber | No
             of_gate += float(log_prior(moe.gate))
     entropy = -float(torch.special.xlogy(r, r).sum())
     return experts + of_gate + entropy
-
-
-def cluster_starts(moe: MixtureOfExperts, single: ExactGP, count: int, seed: int | None) -> list[Start]:
-    """Soft assignments from clusterings of inputs, targets and the residuals of one GP.
-
-    Args:
-        moe: gives X, y and the number of experts.
-        single: one GP fitted to all points; every other start takes its hyperparameters.
-        count: number of starts.
-        seed: for the clusterings.
-
-    Returns:
-        `count` starts, with 0.9 of a point's responsibility on its cluster.
-    """
-    X, y, k = moe.X.numpy(), moe.y.numpy(), moe.n_experts
-    loo_mean, loo_variance = single.leave_one_out()
-    surprise = ((torch.from_numpy(y) - loo_mean) / loo_variance.sqrt()).numpy()
-    size = np.log(np.abs(surprise) + 0.05)
-    views: list[tuple[Callable[[Array, int, int], Array], Array]] = [
-        (_gaussian_clusters, np.column_stack([X, y, size])),
-        (_gaussian_clusters, np.column_stack([X, y])),
-        (_centroids, np.column_stack([X, size])),
-        (_centroids, X),
-        (_gaussian_clusters, np.column_stack([X, size])),
-        (_centroids, np.column_stack([X, y])),
-    ]
-    states = np.random.default_rng(seed).integers(2**31, size=count)
-    starts = []
-    for i in range(count):
-        cluster, view = views[i % len(views)]
-        labels = torch.from_numpy(cluster(view, k, int(states[i])))
-        one_hot = torch.nn.functional.one_hot(labels.long(), k).to(torch.float64)
-        starts.append(Start(0.9 * one_hot + 0.1 / k, None if i % 2 else [single] * k))
-    return starts
-
-
-def split_experts(moe: MixtureOfExperts) -> list[Start]:
-    """For each expert of a fitted mixture, a start with one more expert in which that one is split in two.
-
-    An expert is split where its points are, along the input that spreads them most, at their median; both halves keep
-    its hyperparameters.
-    """
-    X, r = moe.X, moe.responsibilities
-    starts = []
-    for k in range(moe.n_experts):
-        own = X[r[:, k] > 0.5]
-        if len(own) < 4:
-            continue
-        widest = own.std(0).argmax()
-        right = torch.where(X[:, widest] > own[:, widest].median(), 0.9, 0.1)
-        others = [j for j in range(moe.n_experts) if j != k]
-        halves = [r[:, k] * right, r[:, k] * (1 - right)]
-        responsibilities = torch.stack([*(r[:, j] for j in others), *halves], -1)
-        starts.append(Start(responsibilities, [moe.all_experts[j] for j in [*others, k, k]]))
-    return starts
-
-
-def _centroids(view: Array, k: int, seed: int) -> Array:
-    return _labels(KMeans(k, n_init=1, random_state=seed), view)
-
-
-def _gaussian_clusters(view: Array, k: int, seed: int) -> Array:
-    return _labels(GaussianMixture(k, reg_covar=1e-3, random_state=seed), view)
-
-
-def _labels(clusters: Any, view: Array) -> Array:
-    with warnings.catch_warnings():  # identical rows give fewer clusters than asked for, which is a start as well
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return clusters.fit_predict(view)

@@ -36,6 +36,12 @@ class FeatureKernel(StationaryKernel):
         """k(φ(x1), φ(x2))."""
         return self.base_kernel(self.feature_map(x1), self.feature_map(x2), diag=diag, **params)
 
+    def __getitem__(self, index: Any) -> Kernel:
+        """The kernels of a batch that an index picks; the batch is the base kernel's."""
+        picked: Kernel = super().__getitem__(index)
+        picked.batch_shape = picked.base_kernel.batch_shape
+        return picked
+
     def stationary_terms(self, X1: Tensor, X2: Tensor | None) -> list[Term] | None:
         """The base kernel's terms, of the features."""
         return product_terms(self.base_kernel, self.feature_map(X1), None if X2 is None else self.feature_map(X2))

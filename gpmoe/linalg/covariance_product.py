@@ -6,7 +6,7 @@
 | fused | one pass over blocks in cache; a symmetric K costs half | sums and products of stationary ones | CPU |
 | tiled | blocks of rows in torch, recomputed for gradients | any | anywhere |
 | keops | a program that KeOps compiles, about ten seconds for each formula | as fused | anywhere |
-| triton | distances, kernel and product in registers | as fused, no spectral mixtures | CUDA |
+| triton | distances, kernel and product in registers | as fused | CUDA |
 """
 
 import importlib

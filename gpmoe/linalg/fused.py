@@ -109,7 +109,7 @@ def _leaf(family, shape, r2, m, k):  # type: ignore[no-untyped-def]
 
 
 @njit(**_EXACT)
-def _leaf_and_slope(family, shape, r2, m, k, slope, shape_slope):  # type: ignore[no-untyped-def]
+def leaf_and_slope(family, shape, r2, m, k, slope, shape_slope):  # type: ignore[no-untyped-def]
     """k, dk/dr2 and (rational quadratic) dk/dα at each r2[j]."""
     if family == 0:
         for j in range(m):
@@ -264,7 +264,7 @@ def _weigh_row(w, m, Z, i, columns, kernel, buffers, g, dshape, dscale):  # type
         start, end = leaves[term], leaves[term + 1]
         for leaf in range(start, end):
             _squared_distances(Z, i, columns, m, rows[leaf], rows[leaf + 1], r2)
-            _leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
+            leaf_and_slope(family[leaf], shape[leaf], r2, m, k[leaf], slope[leaf], shape_slope[leaf])
         for leaf in range(start, end):
             for j in range(m):
                 v[j] = w[j]

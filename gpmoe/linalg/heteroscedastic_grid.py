@@ -26,7 +26,8 @@ from gpmoe.errors import InputError, ShapeError
 from gpmoe.linalg.complement import Iterative
 from gpmoe.linalg.grid_conjugate_gradients import Solved, conjugate_gradients, log_quadrature
 from gpmoe.linalg.kronecker import KroneckerEigen, along_axes, expect_square
-from gpmoe.linalg.kronecker_likelihood import expect_first_order, finished_gradient
+from gpmoe.linalg.kronecker_likelihood import finished_gradient
+from gpmoe.linalg.likelihood import expect_first_order
 
 
 class HeteroscedasticGrid:

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpmoe.errors import DifferentiationError, ShapeError
+from gpmoe.errors import ShapeError
 from gpmoe.linalg.factorisation import not_positive_definite
 from gpmoe.linalg.kronecker import KroneckerEigen, along_axes, expect_square, per_cell
+from gpmoe.linalg.likelihood import expect_first_order
 
 
 def kronecker_log_likelihood(factors: Sequence[Tensor], residual: Tensor, noise: Tensor) -> Tensor:
@@ -82,16 +83,6 @@ class _EigenLikelihood(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         expect_first_order()
         return tuple(None if g is None else per_cell(grad, g.dim() - grad.dim()) * g for g in ctx.gradients)
-
-
-def expect_first_order() -> None:
-    """Refuse a second derivative.
-
-    Raises:
-        DifferentiationError: inside a backward pass that is itself recorded.
-    """
-    if torch.is_grad_enabled():
-        raise DifferentiationError("the likelihood can be differentiated once; leave out create_graph=True.")
 
 
 def finished_gradient(basis: KroneckerEigen, axis: int, M: Tensor, inverse: Tensor) -> Tensor:

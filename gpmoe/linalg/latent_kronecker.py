@@ -26,7 +26,7 @@ from gpmoe.linalg.complement import Complement, Iterative
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.grid_cells import CellCovariance
 from gpmoe.linalg.kronecker import expect_square
-from gpmoe.linalg.kronecker_likelihood import expect_first_order
+from gpmoe.linalg.likelihood import expect_first_order
 
 Method = Literal["eigenbasis", "complement", "dense", "iterative"]
 

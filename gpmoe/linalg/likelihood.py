@@ -86,21 +86,26 @@ def _finish(ctx: Any, alpha: Tensor, C_inverse: Tensor, before: tuple[Any, ...],
     ctx.gradients = (*before, -alpha, d_noise, *after)
 
 
-def _expect_first_order() -> None:
+def expect_first_order() -> None:
+    """Refuse a second derivative.
+
+    Raises:
+        DifferentiationError: in a backward pass that is itself to be differentiated.
+    """
     if torch.is_grad_enabled():
         raise DifferentiationError("the likelihood can be differentiated once; leave out create_graph=True.")
 
 
-class _Precomputed(torch.autograd.Function):
+class Precomputed(torch.autograd.Function):
     """A scalar function whose gradients were found with its value."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _expect_first_order()
+        expect_first_order()
         return tuple(None if g is None else grad * g for g in ctx.gradients)
 
 
-class _FusedLikelihood(_Precomputed):
+class _FusedLikelihood(Precomputed):
     @staticmethod
     def forward(
         ctx: Any,
@@ -128,7 +133,7 @@ class _FusedLikelihood(_Precomputed):
         return value
 
 
-class _BlockedLikelihood(_Precomputed):
+class _BlockedLikelihood(Precomputed):
     @staticmethod
     def forward(
         ctx: Any,
@@ -176,7 +181,7 @@ def _kernel_gradient(
     return total if for_X else [None, *total]
 
 
-class _DenseLikelihood(_Precomputed):
+class _DenseLikelihood(Precomputed):
     @staticmethod
     def forward(ctx: Any, K: Tensor, residual: Tensor, noise: Tensor, workspace: Workspace) -> Tensor:
         def fill(C: Tensor) -> None:
@@ -197,7 +202,7 @@ class _DenseLikelihood(_Precomputed):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _expect_first_order()
+        expect_first_order()
         dK, d_residual, d_noise, _ = ctx.gradients
         per_point = grad.unsqueeze(-1)
         return per_point.unsqueeze(-1) * dK, per_point * d_residual, per_point * d_noise, None

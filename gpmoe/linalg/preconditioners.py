@@ -14,7 +14,7 @@ Since F'F ⪯ K, P ⪯ C and v'C⁻¹v ≤ v'P⁻¹v: what a preconditioned solv
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +23,34 @@ from gpmoe.errors import InputError
 from gpmoe.linalg import lapack
 from gpmoe.linalg.low_rank import LowRank, randomly_pivoted_cholesky
 from gpmoe.linalg.operator import SymmetricOperator, product
+from gpmoe.linalg.single_factor import factorise_in_single
+
+_BEFORE_WHOLE = 4  # ranks that the model has to see before it gives up on all of them
+
+
+class Preconditioner(Protocol):
+    """P, close to C in the sense that P⁻¹C has few distinct eigenvalues, with a cheap inverse."""
+
+    @property
+    def slack(self) -> float:
+        """The number for which v'C⁻¹v ≤ slack · v'P⁻¹v."""
+
+    @property
+    def description(self) -> str:
+        """For reports."""
+
+    def solve(self, V: Tensor) -> Tensor:
+        """P⁻¹ V in the precision of V, ``(n, c)``."""
+
+    def log_determinant(self) -> float:
+        """log|P|, nats."""
+
+    def sample(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Columns drawn from N(0, P), ``(n, count)``."""
 
 
 @dataclass(frozen=True)
-class Preconditioner:
+class LowRankPreconditioner:
     """A low-rank covariance plus noise, whose inverse, determinant and samples are cheap.
 
     Attributes:
@@ -57,6 +81,16 @@ class Preconditioner:
         """k."""
         return len(self.T)
 
+    @property
+    def slack(self) -> float:
+        """See `Preconditioner`: 1, since P ⪯ C."""
+        return 1.0
+
+    @property
+    def description(self) -> str:
+        """For reports."""
+        return f"preconditioner of rank {self.rank}"
+
     def solve(self, V: Tensor) -> Tensor:
         """P⁻¹ V in the precision of V, ``(n, c)``."""
         T = self.T if V.dtype == self.T.dtype else self.T_single
@@ -76,7 +110,7 @@ class Preconditioner:
         return self.noise.sqrt()[:, None] * (g + self.T.mT @ (self.L.mT @ h))
 
 
-def precondition(operator: SymmetricOperator, low_rank: LowRank) -> Preconditioner:
+def precondition(operator: SymmetricOperator, low_rank: LowRank) -> LowRankPreconditioner:
     """The preconditioner of an operator whose K is approximated by a low rank.
 
     Raises:
@@ -93,7 +127,7 @@ def precondition(operator: SymmetricOperator, low_rank: LowRank) -> Precondition
     lapack.diagonal(M).add_(1.0)
     L = torch.linalg.cholesky(M)
     T = lapack.solve_triangular(L, G, overwrite=True).contiguous()
-    return Preconditioner(noise, T, T.float(), L, low_rank.left)
+    return LowRankPreconditioner(noise, T, T.float(), L, low_rank.left)
 
 
 def adapted_preconditioner(
@@ -102,20 +136,30 @@ def adapted_preconditioner(
     tolerance: float,
     columns: int,
     most: int,
+    whole: bool = False,
     generator: torch.Generator | None = None,
 ) -> Preconditioner:
-    """A randomly pivoted Cholesky preconditioner, of the rank at which the whole solve should take the least time.
+    """The preconditioner with which the whole solve should take the least time.
+
+    That is a randomly pivoted Cholesky factor of some rank, or, where low ranks promise less, all of C in float32.
 
     Args:
         operator: what will be solved with.
         tolerance: relative residual that will be asked for.
         columns: right-hand sides that will be solved for.
         most: the largest rank.
+        whole: whether there is room for all of C.
         generator: for the pivots.
+
+    Raises:
+        InputError: if some noise is zero.
     """
-    model = TimeModel(len(operator.noise), float(operator.noise.mean()), tolerance, columns)
-    most = min(most, len(operator.noise) // 2)
-    return precondition(operator, randomly_pivoted_cholesky(operator, most, generator=generator, stop=model))
+    n = len(operator.noise)
+    model = TimeModel(n, float(operator.noise.mean()), tolerance, columns, whole=whole)
+    low_rank = randomly_pivoted_cholesky(operator, min(most, n // 2), generator=generator, stop=model)
+    if model.prefers_whole and bool((operator.noise > 0).all()):
+        return factorise_in_single(operator)
+    return precondition(operator, low_rank)
 
 
 class TimeModel:
@@ -124,29 +168,39 @@ class TimeModel:
     Each random pivot removes |E|_F² / tr E from the trace of the remainder E in expectation, an average of E's
     eigenvalues that stands in for its largest one: κ ≈ 1 + 2 δ / noise with the δ seen. Iterations are ½ √κ log(2/ε).
     Beyond the present rank κ - 1 is continued as a power of the rank. Costs are counted in float32 operations, not
-    measured, so that the rank does not depend on what else the machine does.
+    measured, so that the choice does not depend on what else the machine does.
 
     Args:
         n: rows.
         noise: mean noise variance.
         tolerance: relative residual ε.
         columns: right-hand sides.
+        whole: whether factorising all of C in float32 is a choice.
+
+    Attributes:
+        prefers_whole: whether it was found to take less time than any rank.
     """
 
-    def __init__(self, n: int, noise: float, tolerance: float, columns: int) -> None:
+    def __init__(self, n: int, noise: float, tolerance: float, columns: int, *, whole: bool = False) -> None:
         self.n = n
         self.noise = noise
         self.tolerance = tolerance
         self.columns = columns
+        self.whole = whole
+        self.prefers_whole = False
         self._seen: list[tuple[int, float, float]] = []  # rank, trace left, excess κ - 1
 
     def cost(self, rank: int, excess: float) -> float:
         """Operations to build a preconditioner of a rank and to solve with a condition number of 1 + excess."""
         iterations = 0.5 * math.sqrt(1 + excess) * math.log(2 / self.tolerance)
-        chunks = max(1, self.columns // 64)  # that are solved one after the other
-        product_cost = chunks * 16 * self.n**2 + 2 * self.n**2 * self.columns
-        application = chunks * 8 * self.n * rank + 4 * self.n * rank * self.columns
-        return 6 * self.n * rank**2 + (iterations + 2) * (product_cost + application)
+        application = self._chunks * 8 * self.n * rank + 4 * self.n * rank * self.columns
+        return 6 * self.n * rank**2 + (iterations + 2) * (self._product + application)
+
+    def cost_of_whole(self) -> float:
+        """Operations to factorise C in float32 and to refine with it, each step of which gains a factor of 100."""
+        iterations = math.log(2 / self.tolerance) / math.log(100)
+        application = self._chunks * 32 * self.n**2 + 2 * self.n**2 * self.columns
+        return self.n**3 / 3 + (iterations + 2) * (self._product + application)
 
     def __call__(self, rank: int, trace: float) -> bool:
         """Whether to stop at this rank, where such a trace remains."""
@@ -156,8 +210,25 @@ class TimeModel:
         before, old_trace, _ = self._seen[-1]
         excess = 2 * max(old_trace - trace, 0.0) / (rank - before) / self.noise
         self._seen.append((rank, trace, excess))
-        ahead = round(1.25 * rank) + 64
-        return self.cost(ahead, excess * (rank / ahead) ** self._power(rank, excess)) >= self.cost(rank, excess)
+        power = self._power(rank, excess)
+        ranks = [rank, round(1.25 * rank) + 64]
+        costs = [self.cost(k, excess * (rank / k) ** power) for k in ranks]
+        if self.whole and len(self._seen) >= _BEFORE_WHOLE:
+            while costs[-1] < costs[-2]:
+                ranks.append(2 * ranks[-1])
+                costs.append(self.cost(ranks[-1], excess * (rank / ranks[-1]) ** power))
+            self.prefers_whole = self.cost_of_whole() < min(costs) - 6 * self.n * rank**2
+        return self.prefers_whole or costs[1] >= costs[0]
+
+    @property
+    def _chunks(self) -> int:
+        """Of columns that are solved for one after the other."""
+        return max(1, self.columns // 64)
+
+    @property
+    def _product(self) -> float:
+        """Operations of one product with C."""
+        return self._chunks * 16 * self.n**2 + 2 * self.n**2 * self.columns
 
     def _power(self, rank: int, excess: float) -> float:
         """How fast the excess falls with rank, from half the rank to the present one."""

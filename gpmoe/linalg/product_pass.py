@@ -14,7 +14,7 @@ so results don't depend on the number of threads. Of a symmetric K half the bloc
 products; rounds are then those of a tournament.
 
 Inside a block a strip of rows is computed into a buffer that stays in cache, multiplied with V by loops for a few
-columns or by BLAS for many, and added in float64: float32 sums never run over more than 256 entries.
+columns or by BLAS for many, and added in float64: a float32 sum runs over 32 entries in a loop, 128 in BLAS.
 """
 
 import os
@@ -35,11 +35,12 @@ Array = NDArray[Any]
 Kernel = tuple[NDArray[np.int64], NDArray[np.int64], Array, NDArray[np.int64], Array]
 """`rows`, `family`, `shape`, `leaves`, `scale`."""
 
-FEW = 8  # columns up to which loops beat BLAS
+FEW = 16  # columns up to which loops beat BLAS
 _SERIAL_PAIRS = 20_000  # below this, waking a thread costs more than it saves
-_STRIP, _WIDTH = 8, 512  # rows and columns of the buffer for few columns,
-_TALL, _NARROW = 128, 256  # and for many
-_FLUSH = 8  # strips after which sums over rows go to float64
+_STRIP, _WIDTH = 8, 256  # rows and columns of the buffer for few columns: wider ones are faster and less accurate
+_SIDE = 128  # of the square buffer for many
+_NARROW = 256  # columns of the buffer of a gradient
+_FLUSH = 4  # strips after which sums over rows go to float64
 
 
 @njit(**FAST)
@@ -149,18 +150,18 @@ def _multiply_many(i0, i1, j0, j1, both, Z1, Z2, V1, V2, out1, out2, rows, famil
     """As `_multiply_few`, by BLAS."""
     T, t = Z1.dtype, V2.shape[1]
     block, memory, work = (
-        np.empty((len(Z2), _NARROW), T),
-        np.zeros(_TALL * _NARROW, T),
-        np.empty((2, _STRIP * _NARROW), T),
+        np.empty((len(Z2), _SIDE), T),
+        np.zeros(_SIDE * _SIDE, T),
+        np.empty((2, _STRIP * _SIDE), T),
     )
-    v, u = np.empty((_NARROW, t), T), np.empty((_TALL, t), T)
-    across, down = np.empty((_TALL, t), T), np.empty((_NARROW, t), T)
-    for j in range(j0, j1, _NARROW):
-        m = min(_NARROW, j1 - j)
+    v, u = np.empty((_SIDE, t), T), np.empty((_SIDE, t), T)
+    across, down = np.empty((_SIDE, t), T), np.empty((_SIDE, t), T)
+    for j in range(j0, j1, _SIDE):
+        m = min(_SIDE, j1 - j)
         copy_columns(Z2, j, m, block)
         _take_rows(V2, j, m, v)
-        for i in range(i0, i1, _TALL):
-            count = min(_TALL, i1 - i)
+        for i in range(i0, i1, _SIDE):
+            count = min(_SIDE, i1 - i)
             for r in range(0, count, _STRIP):
                 part, strip = min(_STRIP, count - r), memory[r * m : (r + _STRIP) * m]
                 covariance_strip(Z1, i + r, part, block, m, rows, family, shape, leaves, scale, scales, work, strip)

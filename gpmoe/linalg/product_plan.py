@@ -17,7 +17,7 @@ from torch import Tensor
 from gpmoe.errors import InputError, MissingPackageError, UnsupportedKernelError
 from gpmoe.linalg import fused
 from gpmoe.linalg.compiler import AVAILABLE
-from gpmoe.linalg.stationary import COSINE, Term, product_terms
+from gpmoe.linalg.stationary import Term, product_terms
 
 Engine = Literal["dense", "fused", "tiled", "keops", "triton"]
 Wanted = Literal["auto", "dense", "fused", "tiled", "keops", "triton"]
@@ -140,8 +140,6 @@ def _problem(engine: Engine, terms: list[Term] | None, X1: Tensor) -> Exception 
     if engine == "triton":
         if importlib.util.find_spec("triton") is None:
             return MissingPackageError("engine='triton' needs Triton, which is not installed: pip install triton")
-        if any(leaf.family == COSINE for term in terms or [] for leaf in term.leaves):
-            return UnsupportedKernelError("engine='triton' has no spectral mixtures. Use engine='keops' or 'tiled'.")
         if not X1.is_cuda and not _interpreted():
             return InputError(f"engine='triton' runs on CUDA tensors; the inputs are on {X1.device}: `X.cuda()`.")
     return None

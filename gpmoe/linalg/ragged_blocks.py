@@ -20,7 +20,7 @@ from torch import Tensor
 from gpmoe.errors import ShapeError
 from gpmoe.linalg import small_dense as dense
 from gpmoe.linalg.compiler import njit
-from gpmoe.linalg.likelihood import _expect_first_order
+from gpmoe.linalg.likelihood import expect_first_order
 from gpmoe.linalg.ragged import Ragged
 from gpmoe.linalg.small_padded import factor_padded
 from gpmoe.linalg.small_problems import SmallProblems, check_factors
@@ -137,7 +137,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_x: Tensor, g_value: Tensor) -> tuple[Tensor | None, ...]:
-        _expect_first_order()
+        expect_first_order()
         x, db = ctx.right.clone(), g_x.mT.clone(memory_format=torch.contiguous_format)
         value, change = np.zeros(len(ctx.problem.ragged)), np.zeros_like(ctx.blocks)
         arrays = (ctx.blocks, x.numpy(), db.numpy(), g_value.contiguous().numpy(), value, change)

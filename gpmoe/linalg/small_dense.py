@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpmoe.linalg.compiler import intrinsic, ir, njit, types
-from gpmoe.linalg.fused import _leaf_and_slope
+from gpmoe.linalg.fused import leaf_and_slope
 
 Array = NDArray[np.float64]
 
@@ -116,7 +116,7 @@ def evaluate_leaves(Z, m, rows, family, shape, r2, k, slope, shape_slope):  # ty
     count = pairs_of(m)
     for leaf in range(len(family)):
         _squared_distances(Z, m, rows[leaf], rows[leaf + 1], r2)
-        _leaf_and_slope(family[leaf], shape[leaf], r2, count, k[leaf], slope[leaf], shape_slope[leaf])
+        leaf_and_slope(family[leaf], shape[leaf], r2, count, k[leaf], slope[leaf], shape_slope[leaf])
 
 
 @njit(**_COMPILED)

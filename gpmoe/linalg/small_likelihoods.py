@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpmoe.linalg import small_dense as dense
 from gpmoe.linalg.compiler import njit
-from gpmoe.linalg.likelihood import _expect_first_order
+from gpmoe.linalg.likelihood import expect_first_order
 from gpmoe.linalg.small_problems import SmallProblems
 
 _LOG_2_PI = math.log(2 * math.pi)
@@ -136,7 +136,7 @@ class Likelihoods(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _expect_first_order()
+        expect_first_order()
         each_row = grad[ctx.owner]
         factors = (each_row, grad, grad, each_row, each_row)
         return *(g * factor for g, factor in zip(ctx.gradients, factors, strict=True)), None

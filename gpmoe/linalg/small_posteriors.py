@@ -13,7 +13,7 @@ from torch import Tensor
 from gpmoe.linalg import fused
 from gpmoe.linalg import small_dense as dense
 from gpmoe.linalg.compiler import njit
-from gpmoe.linalg.likelihood import _expect_first_order
+from gpmoe.linalg.likelihood import expect_first_order
 from gpmoe.linalg.small_likelihoods import factorise_problem, memory_for, pull_back_problem, solve_problem
 from gpmoe.linalg.small_problems import SmallProblems
 
@@ -29,7 +29,7 @@ def _new_pair(local, n, z_new, j, family, shape, vectors):  # type: ignore[no-un
         z, others = z_new[row, j], local[row]
         for i in range(n):
             r2[i] += (z - others[i]) ** 2
-    fused._leaf_and_slope(family[0], shape, r2, n, k, slope, shape_slope)
+    fused.leaf_and_slope(family[0], shape, r2, n, k, slope, shape_slope)
 
 
 @njit(**_COMPILED)
@@ -158,7 +158,7 @@ class Posteriors(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g_mean: Tensor, g_variance: Tensor) -> tuple[Tensor | None, ...]:
-        _expect_first_order()
+        expect_first_order()
         problem, none = ctx.problem, np.zeros(0)
         gradients = [np.zeros_like(array) for array in ctx.arrays]
         weights = (g_mean.contiguous().numpy(), g_variance.contiguous().numpy())

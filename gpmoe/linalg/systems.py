@@ -58,7 +58,7 @@ class PreconditionedSystem:
     @property
     def description(self) -> str:
         """See `LinearSystem`."""
-        return f"preconditioner of rank {0 if self.preconditioner is None else self.preconditioner.rank}"
+        return "no preconditioner" if self.preconditioner is None else self.preconditioner.description
 
     def solve(self, B: Tensor, *, start: Tensor | None = None, tolerance: float | Tensor | None = None) -> Solution:
         """See `LinearSystem`."""
@@ -77,10 +77,10 @@ class PreconditionedSystem:
         return log_determinant(self.operator, preconditioner=self.preconditioner, generator=generator)
 
     def inverse_bound(self, R: Tensor) -> Tensor:
-        """See `LinearSystem`: r'P⁻¹r, since P ⪯ C."""
+        """See `LinearSystem`: r'P⁻¹r times the slack."""
         if self.preconditioner is None:
             return noise_bound(self.operator, R)
-        return (R * self.preconditioner.solve(R)).sum(0)
+        return self.preconditioner.slack * (R * self.preconditioner.solve(R)).sum(0)
 
 
 @dataclass(frozen=True)

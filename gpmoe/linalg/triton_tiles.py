@@ -22,7 +22,7 @@ def _log1p(q):  # type: ignore[no-untyped-def]
 
 @jit
 def value(r2, alpha, FAMILY: tl.constexpr):  # type: ignore[no-untyped-def]
-    """k(r2); families are numbered as in `fused`."""
+    """k(r2); families are numbered as in `fused` and, after those, `stationary.COSINE`."""
     if FAMILY == 0:
         k = tl.exp(-0.5 * r2)
     elif FAMILY == 1:
@@ -33,8 +33,10 @@ def value(r2, alpha, FAMILY: tl.constexpr):  # type: ignore[no-untyped-def]
     elif FAMILY == 3:
         s = tl.sqrt(5.0 * r2)
         k = (1.0 + s + s * s * (1.0 / 3.0)) * tl.exp(-s)
-    else:
+    elif FAMILY == 4:
         k = tl.exp(-alpha * _log1p(r2 / (2.0 * alpha)))
+    else:
+        k = 1.0 - 0.5 * r2
     return k
 
 
@@ -59,12 +61,15 @@ def value_and_slopes(r2, alpha, FAMILY: tl.constexpr):  # type: ignore[no-untype
         e = tl.exp(-s)
         k = (1.0 + s + s * s * (1.0 / 3.0)) * e
         slope = (-5.0 / 6.0) * (1.0 + s) * e
-    else:
+    elif FAMILY == 4:
         q = r2 / (2.0 * alpha)
         log = _log1p(q)
         k = tl.exp(-alpha * log)
         slope = -0.5 * k / (1.0 + q)
         alpha_slope = k * (q / (1.0 + q) - log)
+    else:
+        k = 1.0 - 0.5 * r2
+        slope = tl.zeros_like(r2) - 0.5
     return k, slope, alpha_slope
 
 

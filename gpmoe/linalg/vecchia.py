@@ -33,7 +33,7 @@ from torch import Tensor
 from gpmoe.linalg import small_dense as dense
 from gpmoe.linalg.compiler import njit
 from gpmoe.linalg.factorisation import Workspace
-from gpmoe.linalg.likelihood import _Precomputed, learnable_tensors
+from gpmoe.linalg.likelihood import Precomputed, learnable_tensors
 from gpmoe.linalg.pool import run_pass
 from gpmoe.linalg.stationary import Packed, pack, stationary_terms
 from gpmoe.linalg.vecchia_blocked import Blocked, blocked_marginals, no_factor
@@ -244,7 +244,7 @@ def _marginals(  # type: ignore[no-untyped-def]
             variance[row] = max(deviation * deviation - prior - needed, 2.2e-16 * prior)
 
 
-class _Compiled(_Precomputed):
+class _Compiled(Precomputed):
     @staticmethod
     def forward(
         ctx: Any,

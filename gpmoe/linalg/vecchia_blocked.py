@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpmoe.errors import NotPositiveDefiniteError
 from gpmoe.linalg.factorisation import Workspace
-from gpmoe.linalg.likelihood import _Precomputed
+from gpmoe.linalg.likelihood import Precomputed
 from gpmoe.linalg.stationary import dense_covariance
 
 _LOG_2_PI = math.log(2 * math.pi)
@@ -24,7 +24,7 @@ _JITTERS = {torch.float64: (1e-10, 1e-9, 1e-8, 1e-7, 1e-6), torch.float32: (1e-6
 Neighbours = NDArray[np.int32]
 
 
-class Blocked(_Precomputed):
+class Blocked(Precomputed):
     """The likelihood as a function of X, residual, noise and the kernel's learnable tensors."""
 
     @staticmethod

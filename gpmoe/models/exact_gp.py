@@ -26,6 +26,7 @@ from gpmoe.linalg import lapack
 from gpmoe.linalg.factorisation import Workspace, cholesky_with_jitter_
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 from gpmoe.linalg.stationary import dense_covariance, fill_covariance
+from gpmoe.models.expert import Components, gaussian_expected_log_likelihood, left_out, one_component
 from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
@@ -107,16 +108,6 @@ class ExactGP(LearnableModel):
     def batch_shape(self) -> torch.Size:
         """``(*batch,)`` of the training data."""
         return self._batch_shape
-
-    @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave the factor behind; it is computed again when needed."""
@@ -239,6 +230,35 @@ class ExactGP(LearnableModel):
         lapack.inverse_from_cholesky_(inverse)
         variance = 1 / lapack.diagonal(inverse)
         return self.y - factor.alpha * variance, variance
+
+    # What an expert of a mixture does besides; see `Expert`.
+
+    def fit_step(self) -> None:
+        """Nothing: an exact GP learns by gradient."""
+
+    def evidence(self) -> Tensor:
+        """See `Expert`: that of observations raised to their weights, differentiable once.
+
+        log N(y; m, K + σ² diag(1/r)) + ½ sum_n [(1 - r_n) log 2πσ² - log r_n]
+        """
+        weights = torch.ones_like(self.y) if self.weights is None else self.weights
+        log_noise = (2 * torch.pi * self.likelihood.noise).log()
+        return self.log_marginal_likelihood() + 0.5 * ((1 - weights) * log_noise - weights.log()).sum()
+
+    def expected_log_likelihood(self, X: Tensor, y: Tensor) -> Tensor:
+        """See `Expert`."""
+        return gaussian_expected_log_likelihood(y, *self.marginals(X), self.likelihood.noise.detach())
+
+    def components(self, X: Tensor, *, include_noise: bool = True) -> Components:
+        """See `Expert`: one Gaussian."""
+        mean, variance = self.marginals(X)
+        return one_component(mean, variance + self.new_noise().detach() if include_noise else variance)
+
+    def components_left_out(self, X: Tensor, y: Tensor, weights: Tensor) -> Components:
+        """See `Expert`."""
+        noise = self.likelihood.noise.detach()
+        mean, variance = left_out(y, *self.marginals(X), weights / noise)
+        return one_component(mean, variance + noise)
 
 
 def expect_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:

@@ -58,16 +58,6 @@ class InducingModel(LearnableModel):
     def elbo(self) -> Tensor:
         """The lower bound on log p(y | X), ``(*batch,)``, nats."""
 
-    @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave the factor behind; it is computed again when needed."""
         return {**self.__dict__, "_factor": None}

@@ -34,16 +34,18 @@ from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _COLUMNS = 256  # right-hand sides that are solved for at once
 _ACCURACY = 0.01  # largest relative error of a variance
+_RESIDUAL = 1e-3  # relative, that such variances ask of solves, about
 _ROUNDS = 6  # of solves, each to a smaller tolerance where the last one left too much
 
 
-@dataclass(frozen=True)
+@dataclass
 class Solved:
-    """The system at some parameters, prepared, and its solution for the targets."""
+    """The system at some parameters, prepared for some number of columns, and its solution for the targets."""
 
     system: LinearSystem
     solution: Solution
     parameters: Tensor
+    columns: int
 
 
 class IterativeGP(LearnableModel):
@@ -98,12 +100,12 @@ class IterativeGP(LearnableModel):
         return f"solver={self.solver}"
 
     @property
-    def X(self) -> Tensor:
+    def X(self) -> Tensor:  # type: ignore[override]  # kept by the exact model
         """Training inputs, ``(n, d)``."""
         return self.exact.X
 
     @property
-    def y(self) -> Tensor:
+    def y(self) -> Tensor:  # type: ignore[override]
         """Training targets, ``(n,)``."""
         return self.exact.y
 
@@ -132,16 +134,6 @@ class IterativeGP(LearnableModel):
         """Empty."""
         return torch.Size()
 
-    @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave solutions behind; they are computed again when needed."""
         return {**self.__dict__, "_solved": None}
@@ -166,11 +158,23 @@ class IterativeGP(LearnableModel):
         if self._solved is None or not torch.equal(self._solved.parameters, parameters):
             self._solved = None  # its memory is wanted
             with torch.no_grad(), evaluating(self):
-                operator = KernelOperator(self.covar_module, self.X, self.noise(), memory=self.solver.memory)
-                system = self.solver.prepare(operator, columns=_COLUMNS)
+                system = self._prepared(_COLUMNS, None)
                 solution = system.solve(self._residual()[:, None])
-            self._solved = Solved(system, solution, parameters)
+            self._solved = Solved(system, solution, parameters, _COLUMNS)
         return self._solved
+
+    def _prepared(self, columns: int, tolerance: float | None) -> LinearSystem:
+        operator = KernelOperator(self.covar_module, self.X, self.noise(), memory=self.solver.memory)
+        return self.solver.prepare(operator, columns=columns, tolerance=tolerance)
+
+    def _solved_for(self, columns: int) -> Solved:
+        """What is solved, with a system that was prepared for at least so many columns, to a factor of two."""
+        solved = self.solved()
+        if columns > 2 * solved.columns:
+            with torch.no_grad(), evaluating(self):
+                solved.system = self._prepared(columns, _RESIDUAL)
+            solved.columns = columns
+        return solved
 
     def _residual(self) -> Tensor:
         residual: Tensor = self.y - self.mean_module(self.X)
@@ -214,7 +218,7 @@ class IterativeGP(LearnableModel):
                 solver did not reach its tolerance.
         """
         expect_inputs(X, self.X)
-        solved = self.solved()
+        solved = self._solved_for(len(X))
         with torch.no_grad(), evaluating(self):
             mean: Tensor = self.mean_module(X).clone()
             variance: Tensor = self.covar_module(X, diag=True).clone()

@@ -9,7 +9,8 @@
 | α = C⁻¹ (y - m) | `alpha` | (M,) |
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean, Mean
 from torch import Tensor
 
-from gpmoe.errors import InputError, NonFiniteError, ShapeError
+from gpmoe.errors import InputError, NonFiniteError, NotConvergedWarning, ShapeError, SolverWarning
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg import lapack
 from gpmoe.linalg.complement import Complement, Iterative
+from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.grid_cells import CellCovariance
 from gpmoe.linalg.kronecker import KroneckerEigen, along_axes, outer
 from gpmoe.linalg.latent_kronecker import GridReport, LatentKronecker
@@ -72,6 +74,10 @@ class KroneckerGP(LearnableModel):
     Raises:
         ShapeError, DtypeError, NonFiniteError: if axes, Y and kernels don't fit each other.
 
+    Warns:
+        SolverWarning: if "auto" goes iterative.
+        NotConvergedWarning: in predictions, if an iterative solve missed its tolerance.
+
     Example:
         >>> import torch
         >>> time = torch.linspace(0, 6, 20, dtype=torch.float64).unsqueeze(-1)
@@ -117,6 +123,9 @@ class KroneckerGP(LearnableModel):
         self.mean_module = (ConstantMean() if mean is None else mean).to(Y)
         self.likelihood = _likelihood(noise).to(Y) if not isinstance(noise, float | int) else _fixed(float(noise), Y)
         self.grid = LatentKronecker(self.observed, method=method, iterative=iterative)
+        if method == "auto" and self.grid.plan.method == "iterative":
+            text = f"solved iteratively, to a relative residual of {self.grid.iterative.tolerance:.0e}: "
+            warnings.warn(text + self.grid.plan.reason, SolverWarning, stacklevel=2)
         self._factor: GridFactor | None = None
 
     @staticmethod
@@ -135,19 +144,27 @@ class KroneckerGP(LearnableModel):
         return torch.Size([])
 
     @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
-    @property
     def report(self) -> GridReport:
         """How the last likelihood, factor or prediction was computed, and with what residual."""
         return self.grid.report
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KroneckerGP":
+        """Move to another device or precision, the grid's own tensor with the rest."""
+        super()._apply(fn, recurse)
+        self.grid.observed = self.observed
+        self.grid.workspace = Workspace()
+        self._factor = None
+        return self
+
+    def _remember(self, solver: Complement | CellCovariance, what: str) -> None:
+        """Take what a solver did into the report, and warn once if it did not get there."""
+        self.grid.remember(solver)
+        if not self.report.converged:
+            text = (
+                f"{what}: the solve stopped after {self.report.steps} steps at a relative residual of "
+                f"{self.report.residual:.1e}. Remedies: more steps or a larger noise variance; an exact `method`."
+            )
+            warnings.warn(text, NotConvergedWarning, stacklevel=3)
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave the factor behind; it is computed again when needed."""
@@ -202,7 +219,7 @@ class KroneckerGP(LearnableModel):
             prior = [axis_covariance(kernel, x, x) for kernel, x in zip(self.kernels, parts, strict=True)]
             mean = self.mean_module(X) + K_new @ factor.alpha
             covariance = torch.stack(torch.broadcast_tensors(*prior)).prod(0) - K_new @ V.mT
-        self.grid.remember(factor.solver)
+        self._remember(factor.solver, "posterior")
         return mean, 0.5 * (covariance + covariance.mT)
 
     def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,7 +242,7 @@ class KroneckerGP(LearnableModel):
                 mean[block] = self.mean_module(X[block]) + K_new @ factor.alpha
                 left = prior - factor.solver.quadratic(K_new)
                 variance[block] = torch.maximum(left, prior * torch.finfo(X.dtype).eps)
-        self.grid.remember(factor.solver)
+        self._remember(factor.solver, "posterior")
         return mean, variance
 
     def grid_marginals(self, axes: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -287,7 +304,7 @@ class KroneckerGP(LearnableModel):
             update = along_axes(self._cross(new), self._on_grid(factor.solver.solve(gap)))
             every = torch.ones(at_new.shape[1:], dtype=torch.bool, device=self.y.device).nonzero().T
             mean = self.mean_module(self.inputs_of(new, every)).view(at_new.shape[1:])
-        self.grid.remember(factor.solver)
+        self._remember(factor.solver, "posterior samples")
         return mean + at_new + update
 
     def _split(self, X: Tensor) -> list[Tensor]:

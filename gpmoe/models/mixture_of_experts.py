@@ -1,12 +1,12 @@
-"""A mixture of exact GP experts with a probabilistic gate.
+"""A mixture of experts with a probabilistic gate.
 
-    p(y | x) = sum_k π_k(x) N(y; μ_k(x), v_k(x) + σ_k²)
+    p(y | x) = sum_k π_k(x) p_k(y | x),  p_k = N(y; μ_k(x), v_k(x) + σ_k²) for exact GP experts
 
 | symbol | name in code | shape |
 |---|---|---|
 | r, posterior probability that expert k made observation n | `responsibilities` | (n, k) |
 | π, gate | `gate_probs` | (m, k) |
-| μ, v: expert k given all data, point n with noise σ_k²/r_nk | `experts[k]` | |
+| μ, v: expert k given all data, point n held with weight r_nk | `experts[k]` | |
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from gpmoe.errors import InputError, ShapeError
 from gpmoe.gates import ConstantGate, Gate, GPGate, SoftmaxGate
 from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.exact_gp import ExactGP
+from gpmoe.models.expert import Components, Expert
 from gpmoe.models.gaussian_model import expect_inputs
 from gpmoe.models.look_ahead import LookAhead
 
@@ -35,24 +36,26 @@ _LEAST_RESPONSIBILITY = 1e-14  # of less, float64 keeps no trace in the evidence
 
 
 class MixtureOfExperts(gpytorch.Module, LookAhead):
-    """Exact GP experts, each on the whole input space, mixed by a gate.
+    """Experts, each on the whole input space, mixed by a gate.
 
     Args:
         X: ``(n, d)``, float64, about unit variance.
         y: ``(n,)``.
-        n_experts: k.
+        n_experts: k; two exact GPs if neither this nor `experts` is given.
         kernel: a GPyTorch kernel for every expert (copied), or one for each; if None `kernels.expert_matern`,
             and for a single expert the default of `ExactGP`.
         noise: noise variance of every expert, fixed; learned for each if None, at least 1e-4 where there are several.
         gate: "constant", "softmax", "gp" or a `Gate` of k experts.
+        experts: k experts of any kind instead of exact GPs, each made with all of X and y; see
+            `gpmoe.models.expert.Expert`. They say their noise and kernels themselves.
 
     Attributes:
-        experts: k `ExactGP`, whose weights are the responsibilities.
+        experts: k experts, whose weights are the responsibilities.
         gate: the gate.
         responsibilities: ``(n, k)``.
 
     Raises:
-        InputError: for an unknown gate or a number of experts below one.
+        InputError: for an unknown gate, a number of experts below one, or experts beside what they say themselves.
 
     Example:
         >>> X = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(-1)
@@ -71,27 +74,26 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
         X: Tensor,
         y: Tensor,
         *,
-        n_experts: int = 2,
+        n_experts: int | None = None,
         kernel: Kernel | Sequence[Kernel] | None = None,
         noise: float | None = None,
         gate: str | Gate = "softmax",
+        experts: Sequence[Expert] | None = None,
     ) -> None:
         super().__init__()
-        if n_experts < 1:
-            raise InputError(f"`n_experts` must be at least 1; got {n_experts}.")
-        if kernel is None and n_experts > 1:
-            kernel = expert_matern(X.shape[-1])
-        kernels = [kernel] * n_experts if isinstance(kernel, Kernel) or kernel is None else list(kernel)
-        if len(kernels) != n_experts:
-            raise ShapeError(f"`kernel` must be one kernel or {n_experts}, one for each expert; got {len(kernels)}.")
-        experts = [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise, n_experts)) for part in kernels]
+        if experts is not None and (kernel is not None or noise is not None or n_experts not in (None, len(experts))):
+            raise InputError("`experts` have their number, kernels and noise: pass neither of these besides.")
+        k = len(experts) if experts is not None else 2 if n_experts is None else n_experts
+        if k < 1:
+            raise InputError(f"`n_experts` must be at least 1; got {k}.")
+        made = list(exact_experts(X, y, k, kernel, noise) if experts is None else experts)
         self.register_buffer("X", X)
         self.register_buffer("y", y)
-        self.experts = torch.nn.ModuleList(experts)
-        self.gate = make_gate(gate, n_experts, X.shape[-1]) if isinstance(gate, str) else gate
-        if self.gate.n_experts != n_experts:
-            raise InputError(f"`gate` must have {n_experts} experts; got one of {self.gate.n_experts}.")
-        self.register_buffer("responsibilities", X.new_full((len(X), n_experts), 1 / n_experts))
+        self.experts = torch.nn.ModuleList(cast(list[torch.nn.Module], made))
+        self.gate = make_gate(gate, k, X.shape[-1]) if isinstance(gate, str) else gate
+        if self.gate.n_experts != k:
+            raise InputError(f"`gate` must have {k} experts; got one of {self.gate.n_experts}.")
+        self.register_buffer("responsibilities", X.new_full((len(X), k), 1 / k))
         self.set_responsibilities(self.responsibilities)
 
     @property
@@ -100,9 +102,9 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
         return len(self.experts)
 
     @property
-    def all_experts(self) -> list[ExactGP]:
-        """The experts, as what they are."""
-        return [cast(ExactGP, expert) for expert in self.experts]
+    def all_experts(self) -> list[Any]:
+        """The experts: each an `Expert`, and what else its kind is."""
+        return list(self.experts)
 
     @property
     def num_outputs(self) -> int:
@@ -131,7 +133,10 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
         for k, expert in enumerate(self.all_experts):
             weights = self.responsibilities[:, k]
             rows = weights > 0
-            if not bool(rows.any()):  # an expert without data is its prior: one point of no weight keeps it a GP
+            if bool(rows.all()):
+                expert.set_data(self.X, self.y, weights.clamp_min(_LEAST_RESPONSIBILITY))
+                continue
+            if not bool(rows.any()):  # an expert without data is its prior: one point of no weight keeps it a model
                 rows[0] = True
             expert.set_data(self.X[rows], self.y[rows], weights[rows].clamp_min(_LEAST_RESPONSIBILITY))
 
@@ -147,25 +152,18 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
             include_noise: p(y | data) if True, p(f | data) if not.
 
         Returns:
-            A mixture of k Gaussians for each point.
+            A mixture of k Gaussians for each point, of more where an expert's own density is a mixture.
         """
         expect_inputs(X, self.X)
         with torch.no_grad():
-            moments = [expert.marginals(X) for expert in self.all_experts]
-            means = torch.stack([mean for mean, _ in moments], -1)
-            variances = torch.stack([variance for _, variance in moments], -1)
-            if include_noise:
-                variances = variances + self._noise()
-            return Predictive.mixture(self.gate_probs(X).numpy(), means.numpy(), variances.numpy())
+            parts = [expert.components(X, include_noise=include_noise) for expert in self.all_experts]
+            return _mixed(self.gate_probs(X), parts)
 
     def membership(self, X: Tensor, y: Tensor) -> Tensor:
         """Probability that expert k made each new observation, ``(m, k)``, by predictive density and gate."""
         with torch.no_grad():
-            moments = [expert.marginals(X) for expert in self.all_experts]
-            mean = torch.stack([mean for mean, _ in moments], -1)
-            variance = torch.stack([variance for _, variance in moments], -1) + self._noise()
-            log_density = -0.5 * (variance.log() + (y.unsqueeze(-1) - mean).square() / variance)
-            return torch.softmax(log_density + self.gate.log_probs(X), -1)
+            densities = [_log_density(expert.components(X), y) for expert in self.all_experts]
+            return torch.softmax(torch.stack(densities, -1) + self.gate.log_probs(X), -1)
 
     def on_rows(self, rows: Tensor) -> "MixtureOfExperts":
         """A copy whose training data are the given rows of this one's."""
@@ -177,23 +175,14 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets), with hyperparameters, gate and the others' responsibilities kept.
 
-        The point's own share is divided out of each q(f_k): with precision w = r/σ², the cavity at x_i has variance
-        v/(1 - vw) and mean (μ - vwy)/(1 - vw).
-
-        Source: Rasmussen and Williams (2006), eq. 3.56.
+        Source: Rasmussen and Williams (2006), eq. 3.56; see `gpmoe.models.expert.left_out`.
         """
         with torch.no_grad():
-            moments = [expert.marginals(self.X) for expert in self.all_experts]
-            mean = torch.stack([mean for mean, _ in moments], -1)
-            variance = torch.stack([variance for _, variance in moments], -1)
-            share = (variance * self.responsibilities / self._noise()).clamp_max(1 - 1e-9)
-            loo_mean = (mean - share * self.y.unsqueeze(-1)) / (1 - share)
-            loo_variance = variance / (1 - share) + self._noise()
-            return Predictive.mixture(self.gate_probs(self.X).numpy(), loo_mean.numpy(), loo_variance.numpy())
-
-    def _noise(self) -> Tensor:
-        """σ_k², ``(k,)``."""
-        return torch.cat([expert.new_noise() for expert in self.all_experts])
+            parts = [
+                expert.components_left_out(self.X, self.y, self.responsibilities[:, k])
+                for k, expert in enumerate(self.all_experts)
+            ]
+            return _mixed(self.gate_probs(self.X), parts)
 
     def posterior(
         self,
@@ -204,7 +193,8 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
     ) -> "MixturePosterior":
         """Joint posterior at new inputs ``(*batch, q, d)``, in the form BoTorch's Monte Carlo acquisitions take.
 
-        The latent function takes expert k at point i with probability π_k(x_i), independently between points.
+        The latent function takes expert k at point i with probability π_k(x_i), independently between points. Noise
+        is Gaussian of the expert's variance.
 
         Raises:
             InputError: for a noise tensor or a transform; a mixture is not Gaussian, so neither has a closed form.
@@ -222,7 +212,8 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
         mean = torch.stack([mean for mean, _ in joint], -2)
         covariance = torch.stack([covariance for _, covariance in joint], -3)
         if observation_noise:
-            covariance = covariance + torch.diag_embed(self._noise().unsqueeze(-1).expand(mean.shape))
+            noise = [expert.noise_variance(X).expand(X.shape[:-1]) for expert in self.all_experts]
+            covariance = covariance + torch.diag_embed(torch.stack(noise, -2))
         return MixturePosterior(self.gate_probs(X), mean, covariance)
 
 
@@ -313,6 +304,36 @@ class MixturePosterior(Posterior):
 @GetSampler.register(MixturePosterior)
 def _sampler(posterior: MixturePosterior, sample_shape: torch.Size, *, seed: int | None = None) -> Any:
     return IIDNormalSampler(sample_shape=sample_shape, seed=seed)
+
+
+def _mixed(gate_probs: Tensor, parts: Sequence[Components]) -> Predictive:
+    """The mixture by gate ``(m, k)`` of k densities that are mixtures."""
+    weights = torch.cat([gate_probs[:, k : k + 1] * part[0] for k, part in enumerate(parts)], -1)
+    means, variances = (torch.cat([part[i] for part in parts], -1) for i in (1, 2))
+    return Predictive.mixture(weights.numpy(), means.numpy(), variances.numpy())
+
+
+def _log_density(part: Components, y: Tensor) -> Tensor:
+    """log density of y ``(m,)`` under mixtures, ``(m,)``."""
+    weights, means, variances = part
+    exponent = (2 * torch.pi * variances).log() + (y.unsqueeze(-1) - means).square() / variances
+    return torch.logsumexp(weights.log() - 0.5 * exponent, -1)
+
+
+def exact_experts(
+    X: Tensor, y: Tensor, n_experts: int, kernel: Kernel | Sequence[Kernel] | None, noise: float | None
+) -> list[ExactGP]:
+    """Exact GP experts; see `MixtureOfExperts` for the arguments.
+
+    Raises:
+        ShapeError: if there are kernels, but not one for each expert.
+    """
+    if kernel is None and n_experts > 1:
+        kernel = expert_matern(X.shape[-1])
+    kernels = [kernel] * n_experts if isinstance(kernel, Kernel) or kernel is None else list(kernel)
+    if len(kernels) != n_experts:
+        raise ShapeError(f"`kernel` must be one kernel or {n_experts}, one for each expert; got {len(kernels)}.")
+    return [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise, n_experts)) for part in kernels]
 
 
 def make_gate(name: str, n_experts: int, n_features: int) -> Gate:

@@ -136,14 +136,26 @@ class StochasticVariationalGP(InducingModel):
         X, y, w = self.X, self.y, self.weights
         if rows is not None:
             X, y, w = X[..., rows, :], y[..., rows], None if w is None else w[..., rows]
-        mu, S, log_det = self._moments()
-        mean, variance = self._project(X, mu, S)
+        mean, variance, divergence = self.bound_terms(X)
         latent = MultivariateNormal(mean, DiagLinearOperator(variance))
         log_likelihood = self.likelihood.expected_log_prob(y, latent)
         log_likelihood = log_likelihood if w is None else w * log_likelihood
-        trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)
-        divergence = 0.5 * (trace + mu.square().sum(-1) - mu.shape[-1] - log_det)
         return log_likelihood.sum(-1) * (self.y.shape[-1] / y.shape[-1]) - divergence
+
+    def bound_terms(self, X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What bounds are made of, differentiable once.
+
+        Args:
+            X: ``(b, d)``.
+
+        Returns:
+            Mean and variance of q(f) at each row, ``(*batch, b)``, and KL(q(v) || N(0, I)), ``(*batch,)``. Gradients
+            that arrive in the parameters of q(v) are natural gradients.
+        """
+        mu, S, log_det = self._moments()
+        mean, variance = self._project(X, mu, S)
+        trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return mean, variance, 0.5 * (trace + mu.square().sum(-1) - mu.shape[-1] - log_det)
 
     def predictive(self, X: Tensor) -> Distribution:
         """The distribution of an observation at each new point, as the likelihood gives it.
@@ -157,6 +169,15 @@ class StochasticVariationalGP(InducingModel):
         mean, variance = self.marginals(X)
         with torch.no_grad():
             return self.likelihood(MultivariateNormal(mean, DiagLinearOperator(variance)))
+
+    def natural_parameters(self) -> list[Parameter]:
+        """Those of q(v)."""
+        return list(self.variational_distribution.parameters())
+
+    def _determinants(self) -> list[Tensor]:
+        """All but the data, which q(v) meets only in a fit."""
+        data = {"X", "y", "weights"}
+        return [*self.parameters(), *(buffer for name, buffer in self.named_buffers() if name not in data)]
 
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         q = self.variational_distribution

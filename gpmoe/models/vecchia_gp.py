@@ -115,16 +115,6 @@ class VecchiaGP(LearnableModel):
         return torch.Size()
 
     @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
-    @property
     def solved_by(self) -> str:
         """The approximation in words, for reports."""
         return f"Vecchia with {self.neighbours.shape[-1]} neighbours"

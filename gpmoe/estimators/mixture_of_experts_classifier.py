@@ -1,0 +1,250 @@
+"""Classification with a mixture of GP experts, front door."""
+
+from dataclasses import asdict
+from os import PathLike
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gpytorch.kernels import Kernel
+from gpytorch.likelihoods import BernoulliLikelihood, Likelihood
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+from torch import Tensor
+
+from gpmoe import io
+from gpmoe.errors import InputError, NonFiniteError, ShapeError
+from gpmoe.estimators.arrays import Scaling, checked_inputs
+from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
+from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
+from gpmoe.gates import Gate
+from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
+from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
+from gpmoe.inference.hard_em import sparse_from_clusters
+from gpmoe.inference.report import FitReport
+from gpmoe.kernels.description import build_kernel, describe_kernel
+from gpmoe.models.categorical_likelihood import CategoricalLikelihood
+from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
+
+Array = NDArray[np.float64]
+
+
+class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
+    """Mixture of sparse GP experts, each with a latent function for each class, and a probabilistic gate.
+
+    Two classes take one latent function and the probit (Bernoulli) likelihood, more take softmax. Inputs are given zero
+    mean and unit variance inside.
+
+    Args:
+        n_experts: number of experts.
+        kernel: GPyTorch kernel of each expert (copied); `kernels.expert_matern` if None.
+        gate: a name ("softmax", linear boundaries; "constant"; "gp"), or a `gpmoe.gates.Gate` of `n_experts`.
+        n_inducing: inducing points of each expert at most.
+        max_iterations: how often each row is seen; if None ten times, and more often on fewer than 100,000 rows.
+        random_state: fixes starts, random rows and minibatches.
+
+    Attributes:
+        classes_: the labels, sorted.
+        model_: the fitted `SparseMixtureOfExperts`, in scaled units.
+        report_: what the fit did; its objective is the evidence bound.
+        n_features_in_, feature_names_in_: of the training inputs.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).uniform(-1, 1, (200, 1))
+        >>> y = np.where(np.abs(X[:, 0]) < 0.5, "in", "out")
+        >>> model = MixtureOfExpertsClassifier(n_inducing=16, max_iterations=100, random_state=0).fit(X, y)
+        >>> model.predict([[0.0], [0.9]]).tolist()
+        ['in', 'out']
+    """
+
+    model_: SparseMixtureOfExperts
+    report_: FitReport
+    scaling_: Scaling
+
+    def __init__(
+        self,
+        n_experts: int = 2,
+        kernel: Kernel | None = None,
+        gate: str | Gate = "softmax",
+        n_inducing: int = 64,
+        max_iterations: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.n_experts = n_experts
+        self.kernel = kernel
+        self.gate = gate
+        self.n_inducing = n_inducing
+        self.max_iterations = max_iterations
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> "MixtureOfExpertsClassifier":
+        """Fit experts and gate.
+
+        Args:
+            X: ``(n, d)``, array or frame.
+            y: ``(n,)``, labels of at least two classes.
+        """
+        self._check_arguments()
+        inputs = checked_inputs(self, X, reset=True)
+        self.classes_, index = _checked_labels(self, y, len(inputs))
+        if self.n_experts > len(inputs):
+            raise InputError(
+                f"`n_experts` must be at most the number of rows; got n_experts={self.n_experts}, "
+                f"n_samples={len(inputs)}."
+            )
+        self.scaling_ = Scaling.learn(inputs, np.zeros(len(inputs)), "standardise")
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        model = sparse_from_clusters(
+            self.scaling_.inputs(inputs),
+            torch.from_numpy(index.astype(np.float64)),
+            n_experts=int(self.n_experts),
+            likelihood=self._likelihood(),
+            kernel=self.kernel,
+            gate=self.gate,
+            n_inducing=int(self.n_inducing),
+            seed=seed,
+        )
+        self.report_ = fit_sparse_mixture(model, epochs=self.max_iterations, seed=seed)
+        self.model_ = model.requires_grad_(False)
+        return self
+
+    def _check_arguments(self) -> None:
+        for name in ("n_experts", "n_inducing"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise InputError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
+
+    def _likelihood(self) -> Likelihood:
+        classes = len(self.classes_)
+        return BernoulliLikelihood() if classes == 2 else CategoricalLikelihood(classes)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probability of each class of `classes_` at each row of X ``(m, d)``, ``(m, c)``; rows sum to one."""
+        inputs = self._inputs(X)
+        probs = self.model_.class_probs(inputs).numpy()
+        return cast(Array, probs / probs.sum(-1, keepdims=True))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class at each row of X ``(m, d)``, ``(m,)``."""
+        inputs = self._inputs(X)
+        chosen: NDArray[Any] = self.classes_[self.model_.class_probs(inputs).numpy().argmax(-1)]
+        return chosen
+
+    def predict_gate_probs(self, X: Any) -> Array:
+        """Probability of each expert at each row of X ``(m, d)``, ``(m, k)``; rows sum to one."""
+        inputs = self._inputs(X)
+        with torch.no_grad():
+            return cast(Array, self.model_.gate_probs(inputs).numpy())
+
+    def log_score(self, X: Any, y: Any) -> float:
+        """Mean log probability of labels y ``(m,)`` at X ``(m, d)``, nats.
+
+        Raises:
+            InputError: for a label that was not in the training data.
+        """
+        probs = self.predict_proba(X)
+        labels = column_or_1d(y)
+        if len(labels) != len(probs):
+            raise ShapeError(f"`X` and `y` must have the same number of rows; got {len(probs)} and {len(labels)}.")
+        strange = np.setdiff1d(labels, self.classes_)
+        if len(strange):
+            raise InputError(f"`y` holds {strange[0]!r}, which is none of the classes {self.classes_.tolist()}.")
+        own = probs[np.arange(len(labels)), np.searchsorted(self.classes_, labels)]
+        return float(np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the fitted estimator to one file, which `gpmoe.load` reads."""
+        check_is_fitted(self, "report_")
+        io.save(cast(io.Savable, self), path)
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `io.Savable`.
+
+        Raises:
+            InputError: for labels that are neither numbers nor strings.
+        """
+        parts, tensors = sparse_to_parts(self.model_)
+        if self.kernel is not None:
+            tensors |= tensors_of(self.kernel, "kernel")
+        if not isinstance(self.gate, str):
+            tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
+        names = getattr(self, "feature_names_in_", None)
+        data = {
+            "arguments": {
+                "n_experts": int(self.n_experts),
+                "kernel": None if self.kernel is None else describe_kernel(self.kernel),
+                "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
+                "n_inducing": int(self.n_inducing),
+                "max_iterations": None if self.max_iterations is None else int(self.max_iterations),
+                "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            },
+            "classes": _plain_labels(self.classes_),
+            "dtype": "str" if self.classes_.dtype == object else self.classes_.dtype.str,
+            "scaling": self.scaling_.to_dict(),
+            "report": asdict(self.report_),
+            "n_features": self.n_features_in_,
+            "feature_names": None if names is None else [str(name) for name in names],
+            **parts,
+        }
+        return data, tensors
+
+    @classmethod
+    def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "MixtureOfExpertsClassifier":
+        """See `io.Savable`."""
+        arguments = dict(data["arguments"])
+        if arguments["kernel"] is not None:
+            arguments["kernel"] = build_kernel(arguments["kernel"])
+            set_tensors(arguments["kernel"], "kernel", tensors)
+        if not isinstance(arguments["gate"], str):
+            gate = build_gate(arguments["gate"])
+            set_tensors(cast(torch.nn.Module, gate), "own_gate", tensors)
+            set_buffers(gate, "own_gate", tensors)
+            arguments["gate"] = gate
+        estimator = cls(**arguments)
+        estimator.scaling_ = Scaling.from_dict(data["scaling"])
+        estimator.report_ = FitReport.from_dict(data["report"])
+        estimator.n_features_in_ = int(data["n_features"])
+        if data["feature_names"] is not None:
+            estimator.feature_names_in_ = np.array(data["feature_names"], dtype=object)
+        kind = np.dtype(object if data["dtype"] == "str" else data["dtype"])
+        if kind.kind not in "OUiufb":
+            raise InputError(f"classes can't be of dtype {kind}.")
+        estimator.classes_ = np.array(data["classes"], dtype=kind)
+        if tensors["X"].shape[-1] != estimator.n_features_in_ or len(estimator.scaling_.X_shift) != data["n_features"]:
+            raise ShapeError(f"`n_features`, `scaling` and X must agree; n_features is {data['n_features']}.")
+        estimator.model_ = sparse_from_parts(data, tensors)
+        return estimator
+
+    def _inputs(self, X: Any) -> Tensor:
+        check_is_fitted(self, "report_")
+        return self.scaling_.inputs(checked_inputs(self, X, reset=False))
+
+
+def _checked_labels(estimator: BaseEstimator, y: Any, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The classes and the index of each row's."""
+    if y is None:
+        raise InputError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
+    labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        row = int(np.argmin(np.isfinite(labels)))
+        raise NonFiniteError(f"Input y contains NaN or infinity: first at row {row}. Drop such rows first.")
+    check_classification_targets(labels)
+    if len(labels) != n:
+        raise ShapeError(f"`X` and `y` must have the same number of rows; got {n} and {len(labels)}.")
+    classes, index = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise InputError(f"`y` must hold at least two classes; got one class, {classes.tolist()}.")
+    return classes, index
+
+
+def _plain_labels(classes: NDArray[Any]) -> list[Any]:
+    plain = classes.tolist()
+    if not all(isinstance(label, (str, int, float, bool)) for label in plain):
+        raise InputError(
+            f"labels of type {type(plain[0]).__name__} can't be written to a file; use numbers or strings."
+        )
+    return cast(list[Any], plain)
