@@ -16,6 +16,8 @@ from gpmoe.errors import DtypeError, InputError, ShapeError
 from gpmoe.inference.vbem import fit_mixture
 from gpmoe.models import ExactGP, MixtureOfExperts
 from gpmoe.models.conditioned_mixture import ConditionedMixture
+from gpmoe.models.heteroscedastic_gp import HeteroscedasticGP
+from gpmoe.models.null_expert import NullExpert
 
 # A choice of expert is piecewise constant in x: where it jumps, line searches of L-BFGS may end early.
 jumps = pytest.mark.filterwarnings("ignore:Optimization failed:RuntimeWarning")
@@ -204,3 +206,21 @@ def test_wrong_observations_are_named(moe: MixtureOfExperts) -> None:
         moe.condition_on_observations(X, torch.zeros(2, 1))
     with pytest.raises(InputError, match="Monte Carlo objective"):
         moe.condition_on_observations(X, X).posterior(X, observation_noise=torch.ones(2, 1))
+
+
+def test_experts_with_a_noise_of_their_own_at_each_input_are_conditioned_with_it() -> None:
+    X = torch.linspace(-1, 1, 12, dtype=torch.float64).unsqueeze(-1)
+    moe = MixtureOfExperts(X, two_regimes(X), experts=[HeteroscedasticGP(X, two_regimes(X)) for _ in range(2)])
+    X_new, Y = X[:2] + 0.05, torch.tensor([[0.1], [0.2]], dtype=torch.float64)
+    later = moe.condition_on_observations(X_new, Y)
+    noise = later.all_experts[0].noise * later.responsibilities[:, 0]
+    assert_close(noise, moe.all_experts[0].noise_variance(X_new))
+    assert later.posterior(X, observation_noise=True).mean.shape == (12, 1)
+
+
+def test_experts_that_are_no_gaussian_processes_are_not_conditioned() -> None:
+    X = torch.linspace(-1, 1, 12, dtype=torch.float64).unsqueeze(-1)
+    y = two_regimes(X)
+    moe = MixtureOfExperts(X, y, experts=[ExactGP(X, y), NullExpert(X, y)])
+    with pytest.raises(InputError, match="got NullExpert"):
+        moe.condition_on_observations(X[:2], y[:2, None])

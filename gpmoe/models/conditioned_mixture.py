@@ -56,6 +56,7 @@ class ConditionedMixture(LookAhead):
 
     Raises:
         ShapeError, DtypeError, NonFiniteError: if X and Y don't fit each other or the mixture.
+        InputError: for an expert that is no `GaussianModel`.
 
     Example:
         >>> from gpmoe.models import MixtureOfExperts
@@ -72,9 +73,12 @@ class ConditionedMixture(LookAhead):
         expect_floating("Y", Y, like=X)
         expect_finite("Y", Y)
         expect_shape("Y", Y, last=(X.shape[-2], 1))
+        for expert in base.all_experts:
+            if not isinstance(expert, GaussianModel):
+                raise InputError(f"experts must be Gaussian processes to be conditioned; got {type(expert).__name__}.")
         self.base = base
         self.X = X
-        each = [expert.new_noise() if noise is None else noise.squeeze(-1) for expert in base.all_experts]
+        each = [expert.noise_variance(X) if noise is None else noise.squeeze(-1) for expert in base.all_experts]
         self.responsibilities = _membership(base, X, Y.squeeze(-1), each)
         weights = self.responsibilities.clamp_min(_LEAST_RESPONSIBILITY)
         noises = [(variance / weights[..., k]).unsqueeze(-1) for k, variance in enumerate(each)]
@@ -121,8 +125,8 @@ class ConditionedMixture(LookAhead):
         mean = torch.stack([mean for mean, _ in joint], -2)
         covariance = torch.stack([covariance for _, covariance in joint], -3)
         if observation_noise:
-            noise = torch.cat([expert.new_noise() for expert in self.all_experts])
-            covariance = covariance + torch.diag_embed(noise.unsqueeze(-1).expand(mean.shape))
+            noise = [expert.noise_variance(X).expand(mean[..., 0, :].shape) for expert in self.all_experts]
+            covariance = covariance + torch.diag_embed(torch.stack(noise, -2))
         return MixturePosterior(self.gate_probs(X).expand(mean.mT.shape), mean, covariance)
 
 

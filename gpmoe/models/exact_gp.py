@@ -260,10 +260,6 @@ class ExactGP(LearnableModel):
         mean, variance = left_out(y, *self.marginals(X), weights / noise)
         return one_component(mean, variance + noise)
 
-    def noise_variance(self, X: Tensor) -> Tensor:
-        """See `Expert`: the same everywhere."""
-        return self.new_noise()
-
 
 def expect_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
     """Check training data of a model.

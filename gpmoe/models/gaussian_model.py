@@ -50,6 +50,10 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
     def new_noise(self) -> Tensor:
         """Noise variance of an observation yet to be made, ``(*batch, 1)``."""
 
+    def noise_variance(self, X: Tensor) -> Tensor:
+        """Noise variance at X ``(*batch, q, d)``; broadcasts to ``(*batch, q)``. Here the same everywhere."""
+        return self.new_noise()
+
     @property
     def num_outputs(self) -> int:
         """One."""
@@ -177,6 +181,10 @@ class ConditionedGP(GaussianModel):
     def new_noise(self) -> Tensor:
         """That of the base model."""
         return self.base.new_noise()
+
+    def noise_variance(self, X: Tensor) -> Tensor:
+        """That of the base model."""
+        return self.base.noise_variance(X)
 
     def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """See `GaussianModel.latent`: the base posterior given the further observations."""
