@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gpmoe import GPRegressor, MixtureOfExpertsRegressor, load
-from gpmoe.errors import FileFormatError, GPMoEWarning, InputError, NotConvergedWarning
+from gpmoe.errors import FileFormatError, GPMoEWarning, InputError
 from gpmoe.estimators import mixture_of_experts_regressor
 from gpmoe.estimators.mixture_of_experts_classifier import MixtureOfExpertsClassifier
 from gpmoe.gates import SoftmaxGate
@@ -203,18 +203,33 @@ def test_warnings_are_gpmoes(recwarn: pytest.WarningsRecorder) -> None:
     assert all(issubclass(each.category, GPMoEWarning) for each in recwarn)
 
 
-@pytest.mark.parametrize("inference", ["vbem", "svi"])
+@pytest.mark.parametrize(("inference", "n"), [("vbem", 40), ("svi", 200)])
 @pytest.mark.parametrize("gate", sorted(GATES))
-def test_every_named_gate_fits_and_is_read_from_a_file(gate: str, inference: str, tmp_path: Path) -> None:
+def test_every_named_gate_fits_and_is_read_from_a_file(gate: str, inference: str, n: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    X = np.linspace(-2, 2, 40).reshape(-1, 1)
-    y = np.where(X[:, 0] < 0, np.sin(3 * X[:, 0]), 2.0) + np.where(X[:, 0] < 0, 0.05, 0.3) * rng.standard_normal(40)
+    X = np.linspace(-2, 2, n).reshape(-1, 1)
+    y = np.where(X[:, 0] < 0, np.sin(3 * X[:, 0]), 2.0) + np.where(X[:, 0] < 0, 0.05, 0.3) * rng.standard_normal(n)
     model = MixtureOfExpertsRegressor(2, gate=gate, inference=inference, n_inducing=8, max_iterations=5, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
-        model.fit(X, y)
-    probs = model.predict_gate_probs(X)
-    np.testing.assert_allclose(probs.sum(1), 1.0, atol=1e-9)
+    model.fit(X, y)
+    assert_allclose(model.predict_gate_probs(X).sum(1), 1.0, atol=1e-9)
     model.save(tmp_path / "model")
     again = load(tmp_path / "model")
-    np.testing.assert_array_equal(again.predict(X), model.predict(X))
+    assert_array_equal(again.predict(X), model.predict(X))
+    assert_array_equal(again.predict_gate_probs(X), model.predict_gate_probs(X))
+
+
+@pytest.mark.parametrize("estimator", [MixtureOfExpertsRegressor, MixtureOfExpertsClassifier])
+def test_the_docstring_names_every_gate(estimator: type) -> None:
+    text = str(estimator.__doc__)
+    assert [name for name in GATES if f'"{name}"' not in text] == []
+
+
+def test_a_probit_gate_refuses_three_experts() -> None:
+    with pytest.raises(InputError, match="two experts; got 3"):
+        fitted("svi", n=30, n_experts=3, gate="gp_probit")
+
+
+def test_an_unknown_gate_is_told_the_known_ones() -> None:
+    with pytest.raises(InputError) as caught:
+        fitted("svi", n=30, gate="tree")
+    assert [name for name in GATES if repr(name) not in str(caught.value)] == []

@@ -41,7 +41,9 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
     Args:
         n_experts: number of experts.
         kernel: GPyTorch kernel of each expert (copied); `kernels.expert_matern` if None.
-        gate: a name ("softmax", linear boundaries; "constant"; "gp"), or a `gpmoe.gates.Gate` of `n_experts`.
+        gate: "softmax" (linear boundaries), "top_k" (each input to one expert), "activation", "annealed", "neural",
+            "gp", "gp_softmax", "gp_probit" (of two experts), "gaussian_mixture", "dirichlet_process" (prunes experts),
+            "uncertainty_router", "constant", or a `gpmoe.gates.Gate` of `n_experts`.
         n_inducing: inducing points of each expert at most.
         max_iterations: how often each row is seen; if None ten times, and more often on fewer than 100,000 rows.
         random_state: fixes starts, random rows and minibatches.

@@ -47,10 +47,10 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises.
         expert: an unfitted `GPRegressor` whose kernel and noise each expert takes; the default one if None.
         gate: "softmax" (linear boundaries), "top_k" (each input to one expert), "activation", "annealed", "neural",
-            "gp", "gp_softmax", "gaussian_mixture", "dirichlet_process" (prunes experts), "uncertainty_router",
-            "constant", or a `gpmoe.gates.Gate` of `n_experts`.
+            "gp", "gp_softmax", "gp_probit" (of two experts), "gaussian_mixture", "dirichlet_process" (prunes experts),
+            "uncertainty_router", "constant", or a `gpmoe.gates.Gate` of `n_experts`.
         inference: "vbem", conjugate variational EM with exact experts, for thousands of rows; "svi", sparse experts
-            from minibatches, for millions; "hard", which gives each point to one expert, the fastest: exact experts
+            from minibatches, for millions; "hard", which gives each point to one expert: exact experts
             up to 2,000 rows an expert, sparse ones beyond.
         n_inducing: inducing points of each sparse expert at most.
         max_iterations: how often "svi" sees each row; if None ten times, more often on fewer than 100,000 rows.

@@ -48,7 +48,7 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
 
     `inference.fit_sparse_mixture` fits it by minibatches; `inference.hard_em` finds where to start. The experts stand
     side by side instead of in one batch: each has its own number of inducing points and its own likelihood, and takes
-    the fused covariance pass, which is several times faster than a batched covariance.
+    the fused covariance pass, which has no batched form.
 
     Args:
         X: ``(n, d)``, float64, about unit variance; memory-mapped if it is large.
@@ -143,6 +143,9 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
 
     def elbo(self, rows: Tensor | None = None, responsibilities: Tensor | None = None) -> Tensor:
         """The lower bound on log p(y | X, gate), or an unbiased estimate of it.
+
+        With a gate that has a posterior of its own, such as a GP gate, `gate.log_probs` is log E[π_k(x)], which is
+        never below E[log π_k(x)] (Jensen): the value is then not strictly a bound.
 
         Args:
             rows: indices ``(b,)`` of the rows to use; all if None.
