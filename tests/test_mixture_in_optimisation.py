@@ -180,9 +180,7 @@ def test_a_short_loop_finds_the_maximum_of_two_regimes(seed: int) -> None:
     assert float(two_regimes(X).max()) < 0.5 * best
     for _ in range(6):
         sampler = SobolQMCNormalSampler(torch.Size([64]), seed=seed)
-        acquisition = qLogNoisyExpectedImprovement(
-            mixture_of(X), X_baseline=X, sampler=sampler, prune_baseline=False
-        )
+        acquisition = qLogNoisyExpectedImprovement(mixture_of(X), X_baseline=X, sampler=sampler, prune_baseline=False)
         candidate, _ = optimize_acqf_discrete(acquisition, q=1, choices=GRID, X_avoid=X)
         X = torch.cat([X, candidate])
     assert float(two_regimes(X).max()) > 0.99 * best

@@ -89,7 +89,7 @@ def expect_mean(drawn: np.ndarray, wanted: float) -> None:
 def test_nuts_agrees_with_quadrature_on_one_latent_value() -> None:
     moe = few(1, 2)  # one point: each f_k is one number, and the gate's prior is symmetric, so its mean is 1/2
     prior = Normal(torch.zeros((), dtype=torch.float64), 0.5)
-    draws = sample_mixture(moe, n_draws=400, n_warmup=100, priors={"gate": prior}, seed=0)
+    draws = sample_mixture(moe, n_draws=200, n_warmup=80, priors={"gate": prior}, seed=0)
     predictive = draws.predictive(moe.X, include_noise=False)
     grid = torch.linspace(-8, 10, 4001, dtype=torch.float64)
     density = [Normal(1.5 * k, (0.5 + k) ** 0.5).log_prob(grid).exp() for k in range(2)]
