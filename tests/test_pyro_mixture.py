@@ -9,10 +9,8 @@ from gpytorch.kernels import RBFKernel, ScaleKernel
 from pyro.ops.stats import effective_sample_size
 from torch.distributions import LogNormal, MultivariateNormal, Normal
 
-from gpmoe.data import simulate_two_regimes
 from gpmoe.errors import InputError
 from gpmoe.inference.pyro_mixture import CollapsedMixture, fit_variational, sample_mixture
-from gpmoe.inference.vbem import fit_mixture
 from gpmoe.models import MixtureOfExperts
 
 # Pyro's own calls of torch.jit and of names that are on their way out
@@ -86,6 +84,7 @@ def expect_mean(drawn: np.ndarray, wanted: float) -> None:
     assert abs(drawn.mean() - wanted) < 4 * drawn.std() / math.sqrt(effective)
 
 
+@pytest.mark.slow
 def test_nuts_agrees_with_quadrature_on_one_latent_value() -> None:
     moe = few(1, 2)  # one point: each f_k is one number, and the gate's prior is symmetric, so its mean is 1/2
     prior = Normal(torch.zeros((), dtype=torch.float64), 0.5)
@@ -173,17 +172,3 @@ def test_models_that_pyro_does_not_take_are_named() -> None:
         CollapsedMixture(few(3, 2), {"lengthscale": LogNormal(0.0, 1.0)})
     with pytest.raises(InputError, match="one of normal, multivariate_normal, delta; got 'flow'"):
         fit_variational(few(3, 2), guide="flow")
-
-
-@pytest.mark.slow
-def test_variational_em_predicts_as_nuts_does_on_two_regimes() -> None:
-    """Means within a fifth, standard deviations within a third of a predictive standard deviation, at the median."""
-    X, y, _ = simulate_two_regimes(40, seed=1)
-    rows = torch.from_numpy(X), torch.from_numpy((y - y.mean()) / y.std())
-    moe = MixtureOfExperts(*rows, n_experts=2)
-    fit_mixture(moe, seed=0)
-    draws = sample_mixture(moe, n_draws=150, n_warmup=150, seed=0)
-    grid = torch.linspace(-1.9, 1.9, 30, dtype=torch.float64).unsqueeze(-1)
-    sampled, variational = draws.predictive(grid), moe.predictive(grid)
-    assert np.median(np.abs(sampled.mean - variational.mean) / sampled.stddev) < 0.2
-    assert np.median(np.abs(np.log(sampled.stddev / variational.stddev))) < math.log(4 / 3)

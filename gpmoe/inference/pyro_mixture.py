@@ -215,7 +215,7 @@ class CollapsedMixture:
         terms: list[Tensor] = []
         for name, prior in self.priors.items():
             raw = values[name]
-            constraint = self.moe.constraint_for_parameter_name(name)
+            constraint = self.moe.constraint_for_parameter_name(name)  # type: ignore[operator]
             value = raw if constraint is None else constraint.transform(raw)
             terms.append(prior.log_prob(value).sum())
             if constraint is not None:

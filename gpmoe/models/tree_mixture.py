@@ -16,7 +16,7 @@ the prediction is the mixture itself, not its moments.
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import gpytorch
 import torch
@@ -212,7 +212,7 @@ def _offsets(leaves: Tensor, count: int) -> Tensor:
 
 
 def _family(kernel: Kernel) -> Family:
-    base = kernel.base_kernel if isinstance(kernel, ScaleKernel) else None
+    base: Any = kernel.base_kernel if isinstance(kernel, ScaleKernel) else None
     if type(base) is RBFKernel and base.active_dims is None:
         return "rbf"
     if type(base) is MaternKernel and base.active_dims is None:
