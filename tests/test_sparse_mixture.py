@@ -352,6 +352,9 @@ class LinearGate(torch.nn.Module):
     def log_probs(self, X: Tensor) -> Tensor:
         return torch.log_softmax(X[..., :1] * self.slope, -1)
 
+    def log_prior(self) -> Tensor:
+        return -0.5 * self.slope.square().sum()
+
 
 def test_a_gate_of_parameters_learns_by_gradient(regimes: Table) -> None:
     gate = LinearGate(2)
