@@ -39,3 +39,7 @@ figure.savefig("local_experts.png", dpi=120)
 
 # Expected:
 # 50 experts, a second or two
+# grbcm: error 0.02, 90 % intervals cover 91 %
+# rbcm: error 0.02, 90 % intervals cover 91 %
+# cpoe: error 0.02, 90 % intervals cover 91 %
+# minimum_variance: error 0.03, 90 % intervals cover 91 %
