@@ -326,7 +326,8 @@ def test_a_rival_is_kept_where_its_evidence_is_larger() -> None:
     generator = torch.Generator().manual_seed(0)
     X = torch.linspace(-2, 2, 60, dtype=torch.float64).unsqueeze(-1)
     y = (1.2 * X.squeeze(-1)).exp() * torch.randn(60, dtype=torch.float64, generator=generator)
-    for data, kept in ((y, HeteroscedasticGP), (X.squeeze(-1).sin(), ExactGP)):
+    even = X.squeeze(-1).sin() + 0.2 * torch.randn(60, dtype=torch.float64, generator=generator)
+    for data, kept in ((y, HeteroscedasticGP), (even, ExactGP)):
         targets = (data - data.mean()) / data.std()
         rival = MixtureOfExperts(X, targets, experts=[HeteroscedasticGP(X, targets)])
         moe, report = choose_n_experts(

@@ -49,7 +49,8 @@ def build_gate(description: dict[str, Any]) -> Gate:
     if kind not in _HOMES:
         raise UnsupportedKernelError(f"unknown gate type {kind!r}; known are {', '.join(_HOMES)}.")
     module, label = _HOMES[kind]
-    gate: Gate = getattr(importlib.import_module(f"gpmoe.gates.{module}"), label).from_description(description)
+    arguments = {name: value for name, value in description.items() if name != "type"}
+    gate: Gate = getattr(importlib.import_module(f"gpmoe.gates.{module}"), label).from_description(arguments)
     return gate
 
 

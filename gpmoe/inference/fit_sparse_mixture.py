@@ -91,7 +91,7 @@ def fit_sparse_mixture(
     epochs = max(_LEAST_EPOCHS, -(-_LEAST_STEPS // steps)) if epochs is None else epochs
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
-    optimisers = _optimisers(moe, natural_step, learning_rate)
+    optimisers = _optimisers(moe, natural_step, learning_rate, held=_held(moe))
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda epoch: _share(epoch, epochs)) for each in optimisers]
     step, trace = _Step(moe, objective, optimisers), []
     with Cholesky().applied(), torch.enable_grad(), threads_for(min(batch_size, n)):
@@ -126,10 +126,13 @@ class _Step:
         self.moe, self.objective, self.optimisers = moe, objective, optimisers
         self.priors = prior_of(moe)
         self.natural = moe.natural_parameters()
+        self.gate_learns = moe.n_experts > 1 and learns_by_gradient(moe.gate, moe.X[:1])
 
     def __call__(self, rows: Tensor) -> float:
         self.moe.zero_grad(set_to_none=True)
-        value = getattr(self.moe, self.objective)(rows) + self.priors() + self.moe.gate.log_prior()
+        value = getattr(self.moe, self.objective)(rows) + self.priors()
+        if self.gate_learns:
+            value = value + self.moe.gate.log_prior()
         (-value).backward()
         if self.objective != "elbo":
             natural = torch.autograd.grad(-self.moe.elbo(rows), self.natural)
@@ -138,6 +141,12 @@ class _Step:
         for each in self.optimisers:
             each.step()
         return float(value.detach())
+
+
+def _held(moe: SparseMixtureOfExperts) -> list[torch.nn.Parameter]:
+    """Parameters of a gate that learns in closed form: `_fit_gate` moves them, with the posterior they belong to."""
+    closed = moe.n_experts > 1 and not learns_by_gradient(moe.gate, moe.X[:1])
+    return list(moe.gate.parameters()) if closed and isinstance(moe.gate, torch.nn.Module) else []
 
 
 def _fit_gate(moe: SparseMixtureOfExperts, order: Tensor) -> None:

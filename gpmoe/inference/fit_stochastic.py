@@ -1,7 +1,7 @@
 """Fit of a stochastic variational GP by minibatches: natural gradients for q(v), Adam for everything else."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -112,9 +112,12 @@ class _Variational(Protocol):
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
 
-def _optimisers(gp: _Variational, natural_step: float, learning_rate: float) -> list[torch.optim.Optimizer]:
+def _optimisers(
+    gp: _Variational, natural_step: float, learning_rate: float, held: Iterable[torch.nn.Parameter] = ()
+) -> list[torch.optim.Optimizer]:
+    """Natural gradients for q, Adam for all other parameters but those held."""
     natural = gp.natural_parameters()
-    known = {id(parameter) for parameter in natural}
+    known = {id(parameter) for parameter in (*natural, *held)}
     others = [each for each in gp.parameters() if id(each) not in known and each.requires_grad]
     adam = [torch.optim.Adam(others, lr=learning_rate)] if others else []
     return [NGD(natural, num_data=1, lr=natural_step), *adam]
