@@ -43,7 +43,7 @@ from gpmoe.models.expert import Components, left_out
 from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _ITERATIONS = 200
-_TOLERANCE = 1e-7  # of the bound's size, by which an iteration must raise it to go on
+_TOLERANCE = 1e-9  # of the bound's size, by which an iteration must raise it to go on
 _NODES = 15  # of Gauss-Hermite quadrature over the log noise variance
 _LEAST_PRECISION = 1e-30  # of a factor: what it divides stays finite
 _LARGEST_LOG = 50.0  # of a noise variance or its inverse: bounds what a wild guess of hyperparameters can do
