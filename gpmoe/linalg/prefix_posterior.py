@@ -6,7 +6,7 @@ given every prefix: mean V'z, z = L⁻¹y, and covariance K_** - V'V. With all r
 
 | symbol | name in code | shape |
 |---|---|---|
-| C, its factor L | `C`, `L` | (b, n, n) |
+| C, its factor L, T = L⁻¹ | `C`, `L`, `T` | (b, n, n) |
 | K, V, A = L⁻ᵀV | `K`, `V`, `A` | (b, n, G, M) |
 | L⁻ᵀ of z cut to the prefix | `alpha` | (b, n, G) |
 | gradients for mean and covariance | `g_mean`, `g_spread` | (b, G, M), (b, G, M) or (b, G, M, M) |
@@ -33,7 +33,7 @@ from gpmoe.linalg.small_padded import factor_padded
 from gpmoe.linalg.small_problems import SmallProblems, check_factors
 
 _LOG_2_PI = math.log(2 * math.pi)
-_ENTRIES = 2**23  # of K in one padded batch
+_ENTRIES = 2**20  # of K in one padded batch
 
 
 def dense_moments(
@@ -70,15 +70,12 @@ def dense_moments(
     spread = prior.expand(T, M, M) if joint else prior.diagonal().expand(T, M)
     log_likelihood = prior.new_zeros(len(batch))
     problem = SmallProblems(batch.observed)
-    known = batch.known_rows()
+    known = torch.from_numpy(batch.known_rows()).to(prior.device)
     for group in _groups(batch, M):
         rows, real = batch.observed.rows_of(group)
-        points, wanted = batch.wanted.rows_of(group)
+        points, wanted = _grid_of(batch, group)
         rows = torch.from_numpy(batch.order).to(rows.device)[rows]
-        points = torch.from_numpy(batch.grid_order).to(points.device)[points]
-        prefix = torch.from_numpy(known).to(points.device)[points] if causal else real.sum(-1, keepdim=True)
-        mask = (torch.arange(rows.shape[1], device=rows.device)[:, None] < prefix.unsqueeze(1)) & real.unsqueeze(-1)
-        mask = mask.expand(-1, -1, points.shape[1])
+        mask = torch.arange(rows.shape[1], device=rows.device)[:, None] < known[points].unsqueeze(1) if causal else None
         C, K = _covariances(batch, rows, real, points, B64, rates, noise, orders)
         parts = _Moments.apply(C, K, value[rows] * real, mask, real, group, problem, joint)
         log_likelihood = log_likelihood.index_put((torch.from_numpy(group).to(rows.device),), parts[2])
@@ -96,6 +93,14 @@ def _groups(batch: SeriesBatch, M: int) -> list[NDArray[np.int64]]:
         rows = int(batch.observed.sizes[group].max()) * max(int(batch.wanted.sizes[group].max()), 1) * M
         groups += np.array_split(group, min(len(group), -(-rows * len(group) // _ENTRIES)))
     return groups
+
+
+def _grid_of(batch: SeriesBatch, group: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Sorted grid points of some series, padded to the most: ``(b, G)``, and which are wanted."""
+    points, wanted = batch.wanted.rows_of(group)
+    if not len(batch.grid):
+        return points[:, :0], wanted[:, :0]
+    return torch.from_numpy(batch.grid_order).to(points.device)[points], wanted
 
 
 def _covariances(
@@ -138,41 +143,42 @@ class _Moments(torch.autograd.Function):
         C: Tensor,
         K: Tensor,
         y: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         real: Tensor,
         group: NDArray[np.int64],
         problem: SmallProblems,
         joint: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         L = factor_padded(C, real, group, problem)
-        z = torch.linalg.solve_triangular(L, y.unsqueeze(-1), upper=False).squeeze(-1)
-        V = torch.linalg.solve_triangular(L, K.flatten(-2), upper=False).view_as(K) * mask.unsqueeze(-1)
-        mean = torch.einsum("bngm,bn->bgm", V, z)
-        columns = V.permute(0, 2, 1, 3)
-        explained = columns.mT @ columns if joint else V.square().sum(1)
+        T = torch.linalg.solve_triangular(L, torch.eye(L.shape[-1]).to(L).expand_as(L), upper=False)
+        z = (T @ y.unsqueeze(-1)).squeeze(-1)
+        V = (T @ K.flatten(-2)).view_as(K)
+        if mask is not None:
+            V *= mask.unsqueeze(-1)
+        mean = (z.unsqueeze(-2) @ V.flatten(-2)).view_as(K[:, 0])
+        columns = V.transpose(1, 2)
+        explained = columns.mT @ columns if joint else torch.einsum("bngm,bngm->bgm", V, V)
         total = z.square().sum(-1) + 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1) + real.sum(-1).to(L) * _LOG_2_PI
-        ctx.save_for_backward(L, z, V, mask)
+        ctx.save_for_backward(T, z, V, mask)
         ctx.joint = joint
         return mean, -explained, -0.5 * total
 
     @staticmethod
     def backward(ctx: Any, g_mean: Tensor, g_spread: Tensor, g_log: Tensor) -> tuple[Tensor | None, ...]:
         expect_first_order()
-        L, z, V, mask = ctx.saved_tensors
-        U = L.mT
-        alpha = torch.linalg.solve_triangular(U, z.unsqueeze(-1) * mask, upper=True)
-        whole = torch.linalg.solve_triangular(U, z.unsqueeze(-1), upper=True).squeeze(-1)
-        A = torch.linalg.solve_triangular(U, V.flatten(-2), upper=True).view_as(V)
+        T, z, V, mask = ctx.saved_tensors
+        whole = T.mT @ z.unsqueeze(-1)
+        alpha = whole if mask is None else T.mT @ (z.unsqueeze(-1) * mask)
+        A = (T.mT @ V.flatten(-2)).view_as(V)
+        w = (A.transpose(1, 2) @ g_mean.unsqueeze(-1)).squeeze(-1).mT  # (b, n, G)
         if ctx.joint:
-            weighted = (A.permute(0, 2, 1, 3) @ (0.5 * (g_spread + g_spread.mT))).permute(0, 2, 1, 3)
+            weighted = (A.transpose(1, 2) @ (0.5 * (g_spread + g_spread.mT))).transpose(1, 2)
         else:
             weighted = A * g_spread.unsqueeze(1)
-        w = torch.einsum("bngm,bgm->bng", A, g_mean)
         dC = weighted.flatten(-2) @ A.flatten(-2).mT
-        through_mean = alpha @ w.mT
-        dC = dC - 0.5 * (through_mean + through_mean.mT)
-        half = 0.5 * g_log[:, None, None]
-        dC = dC + half * (whole.unsqueeze(-1) * whole.unsqueeze(-2) - torch.cholesky_inverse(L))
-        dK = alpha.unsqueeze(-1) * g_mean.unsqueeze(1) - 2 * weighted
-        dy = w.sum(-1) - g_log.unsqueeze(-1) * whole
+        through_mean = alpha @ (w.sum(-1, keepdim=True) if mask is None else w).mT
+        dC -= 0.5 * (through_mean + through_mean.mT)
+        dC += 0.5 * g_log[:, None, None] * (whole @ whole.mT - T.mT @ T)
+        dK = torch.addcmul(alpha.unsqueeze(-1) * g_mean.unsqueeze(1), weighted, weighted.new_tensor(-2.0))
+        dy = w.sum(-1) - g_log.unsqueeze(-1) * whole.squeeze(-1)
         return dC, dK, dy, None, None, None, None, None

@@ -232,9 +232,7 @@ class CausalMoments(torch.autograd.Function):
         variance = np.empty((0 if problem.joint else T, M))
         covariance = np.empty((T if problem.joint else 0, M, M))
         log_likelihood = np.empty(len(problem.batch))
-        problem.run(
-            _filters, *problem.data(value), *model, problem.joint, mean, variance, covariance, log_likelihood
-        )
+        problem.run(_filters, *problem.data(value), *model, problem.joint, mean, variance, covariance, log_likelihood)
         back = np.argsort(problem.batch.grid_order)
         second = covariance if problem.joint else variance
         parts = (mean[back], second[back], log_likelihood)

@@ -45,8 +45,9 @@ class ChannelPosterior:
         if self.covariance is None:
             raise InputError("draws need the covariance over channels; ask for it: `posterior(batch, joint=True)`.")
         if noise.dim() != 3 or noise.shape[1:] != self.mean.shape:
-            raise ShapeError(f"`noise` must have shape (draws, {', '.join(map(str, self.mean.shape))}); "
-                             f"got {tuple(noise.shape)}.")
+            raise ShapeError(
+                f"`noise` must have shape (draws, {', '.join(map(str, self.mean.shape))}); got {tuple(noise.shape)}."
+            )
         L = torch.linalg.cholesky(self.covariance)
         return self.mean + (L @ noise.unsqueeze(-1)).squeeze(-1)
 

@@ -192,9 +192,7 @@ class MGPAdapter(nn.Module):
 
     def _dense(self, batch: SeriesBatch, *, causal: bool, joint: bool) -> ChannelPosterior:
         parts = (self.coregionalisation, self.rates, self.noise)
-        return _posterior(
-            *dense_moments(batch, *parts, orders=self.orders, causal=causal, joint=joint), joint=joint
-        )
+        return _posterior(*dense_moments(batch, *parts, orders=self.orders, causal=causal, joint=joint), joint=joint)
 
     def _expect(self, batch: SeriesBatch) -> None:
         batch.expect_channels(self.n_channels)
@@ -211,9 +209,7 @@ def _posterior(mean: Tensor, spread: Tensor, log_likelihood: Tensor, *, joint: b
     return ChannelPosterior(mean, variance, spread if joint else None, log_likelihood)
 
 
-def _check(
-    n_channels: int, timescales: Sequence[float], families: Sequence[str], rank: int, noise: float
-) -> None:
+def _check(n_channels: int, timescales: Sequence[float], families: Sequence[str], rank: int, noise: float) -> None:
     if n_channels < 1 or rank < 0:
         raise InputError(f"`n_channels` must be at least 1 and `rank` at least 0; got {n_channels} and {rank}.")
     if not timescales or not all(0 < each < math.inf for each in timescales):
