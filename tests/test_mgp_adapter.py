@@ -400,9 +400,8 @@ def test_errors_name_what_came() -> None:
     adapter = adapter_of(channels=2)
     with pytest.raises(InputError, match=r"row 1 has 5"):
         adapter.posterior(SeriesBatch(time, torch.tensor([0, 5, 1, 0]), value, ends, grid, points))
+    broken = torch.where(torch.arange(4) == 2, torch.nan, value)
     with pytest.raises(NonFiniteError, match=r"`value` has nan at index 2"):
-        broken = value.clone()
-        broken[2] = torch.nan
         SeriesBatch(time, channel, broken, ends, grid, points)
     with pytest.raises(ShapeError, match="offsets"):
         SeriesBatch(time, channel, value, ends - 1, grid, points)

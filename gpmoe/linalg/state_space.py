@@ -17,8 +17,8 @@ covariance P but what the data have explained of it, R = S ⊗ B - P, a sum of s
 | m, R | `m`, `R` | (d,), (d, d) |
 | adjoints of m and R | `gm`, `gR` | (d,), (d, d) |
 
-State (q, i, channel c) is number ``first(q) + i M + c``. All is float64. An error of R is of the order of rounding times
-B: variances are good to about 1e-15 of the prior's, so a noise variance 1e-8 of the prior's still leaves eight digits.
+State (q, i, channel c) is number ``first(q) + i M + c``. All is float64. An error of R is of the order of rounding
+times B: variances are good to about 1e-15 of the prior's, so a noise variance of 1e-8 of it still has seven digits.
 
 Source: Särkkä and Solin (2019), Applied Stochastic Differential Equations, sec. 6.3 (filter) and 12.3 (Matérn).
 """

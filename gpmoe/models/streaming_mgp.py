@@ -117,7 +117,9 @@ class StreamingMGP:
                 "`series`, `time`, `channel` and `value` must have one entry a row; "
                 f"got {len(owners)}, {len(times)}, {len(channels)} and {len(values)}."
             )
-        _expect(0 <= channels, channels < self.n_channels, channels, f"`channel` must be 0 to {self.n_channels - 1}")
+        _expect(
+            (channels >= 0) & (channels < self.n_channels), channels, f"`channel` must be 0 to {self.n_channels - 1}"
+        )
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             raise NonFiniteError(f"`value` must be finite; row {row} has {values[row]}. Leave such rows out.")
@@ -179,8 +181,8 @@ class StreamingMGP:
         owners, times = np.asarray(series, dtype=np.int64).ravel(), np.asarray(time, dtype=np.float64).ravel()
         if len(owners) != len(times):
             raise InputError(f"`series` and `time` must have one entry a row; got {len(owners)} and {len(times)}.")
-        _expect(0 <= owners, owners < len(self.time), owners, f"`series` must be 0 to {len(self.time) - 1}")
-        _expect(np.isfinite(times), np.isfinite(times), times, "`time` must be finite")
+        _expect((owners >= 0) & (owners < len(self.time)), owners, f"`series` must be 0 to {len(self.time) - 1}")
+        _expect(np.isfinite(times), times, "`time` must be finite")
         return owners, times
 
     def _expect_later(self, owners: NDArray[np.int64], times: NDArray[np.float64], *, moves: bool) -> None:
@@ -193,7 +195,7 @@ class StreamingMGP:
             )
 
 
-def _expect(low: NDArray[np.bool_], high: NDArray[np.bool_], found: NDArray[Any], rule: str) -> None:
-    wrong = np.flatnonzero(~(low & high))
+def _expect(fine: NDArray[np.bool_], found: NDArray[Any], rule: str) -> None:
+    wrong = np.flatnonzero(~fine)
     if len(wrong):
         raise InputError(f"{rule}; row {wrong[0]} has {found[wrong[0]]}.")
