@@ -24,7 +24,7 @@ from gpmoe.inference.hard_em import fit_hard, fit_hard_quietly, fit_hard_sparse,
 from gpmoe.inference.report import FitReport
 from gpmoe.inference.solver import Cholesky
 from gpmoe.inference.vbem import choose_n_experts, fit_mixture
-from gpmoe.kernels.description import build_kernel, describe_kernel
+from gpmoe.kernels.description import build_kernel, describe_kernel, share_modules, shared_modules
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
@@ -288,13 +288,19 @@ def _responsibilities(model: MixtureOfExperts | SparseMixtureOfExperts) -> Array
 
 def _exact_to_parts(model: MixtureOfExperts) -> tuple[dict[str, Any], dict[str, Tensor]]:
     own = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
-    kernels = [describe_kernel(part.covar_module) for part in model.all_experts]
+    kernels = [part.covar_module for part in model.all_experts]
     tensors = {**own, **tensors_of(model, "model"), **buffers_of(model.gate, "gate")}
-    return {"kernels": kernels, "gate": describe_gate(model.gate)}, tensors
+    data = {
+        "kernels": [describe_kernel(kernel) for kernel in kernels],
+        "shared": shared_modules(torch.nn.ModuleList(kernels)),
+        "gate": describe_gate(model.gate),
+    }
+    return data, tensors
 
 
 def _exact_from_parts(data: dict[str, Any], tensors: dict[str, Tensor], noise: float | None) -> MixtureOfExperts:
     kernels = [build_kernel(part) for part in data["kernels"]]
+    share_modules(torch.nn.ModuleList(kernels), data.get("shared", {}))
     model = MixtureOfExperts(
         tensors["X"],
         tensors["y"],
