@@ -2,8 +2,8 @@
 
     sum_n log sum_k π_k(x_n) N(y_n; μ_k^-n, v_k^-n + σ_k²)
 
-The sum over experts stands inside the logarithm, as in prediction, where the bound of variational EM has it outside; and
-each point is predicted from all others, so that an expert can't win by fitting the point itself.
+The sum over experts stands inside the logarithm, as in prediction, where the bound of variational EM has it outside;
+and each point is predicted from all others, so that an expert can't win by fitting the point itself.
 
 | symbol | name in code | shape |
 |---|---|---|
@@ -11,8 +11,8 @@ each point is predicted from all others, so that an expert can't win by fitting 
 | L L' = B = I + S K S, diag(B⁻¹) | `L`, `kept` | (n, n), (n,) |
 | μ, v of f_n given all points | `mean`, `variance` | (n,) |
 
-A point's own term takes the share 1 - diag(B⁻¹) of its precision; dividing it out gives μ^-n and v^-n. B has no eigenvalue
-below one, so that points of no responsibility need no special care.
+A point's own term takes the share 1 - diag(B⁻¹) of its precision; dividing it out gives μ^-n and v^-n. B has no
+eigenvalue below one, so that points of no responsibility need no special care.
 
 Source: Rasmussen and Williams (2006), eq. 3.27 and 3.56 for the moments, sec. 5.4.2 for the objective with one expert.
 """
