@@ -32,6 +32,7 @@ _MISFITS = (
     GPMoEError,
 )
 _LOADABLE = {  # classes that a file may name, and where they live
+    "EarlyWarningClassifier": "gpmoe.estimators.early_warning_classifier",
     "GPRegressor": "gpmoe.estimators.gp_regressor",
     "GridGPRegressor": "gpmoe.estimators.grid_gp_regressor",
     "LocalExpertsRegressor": "gpmoe.estimators.local_experts_regressor",

@@ -81,6 +81,23 @@ class RiskInputs:
         """As calling, for a few series, with the adapter's log marginal likelihood of their measurements, nats."""
         return self._block(series, keys, seed)
 
+    def of_values(self, series: RaggedSeries, value: Tensor) -> Tensor:
+        """As calling, with other scaled values ``(n,)``, differentiable in them."""
+        batch = batch_of(series)
+        batch = SeriesBatch(
+            batch.time, batch.channel, value, torch.from_numpy(batch.observed.offsets), batch.grid,
+            torch.from_numpy(batch.wanted.offsets),
+        )  # fmt: skip
+        history = measurement_history(batch, self.n_channels)
+        static = torch.from_numpy(series.static[series.grid_owner])
+        if self.adapter is None:
+            last = carried_forward(series.with_values(np.arange(1.0, len(value) + 1))).long()
+            mean = torch.cat([value.new_zeros(1), value])[last]
+            return self.assembled(mean, None, None, history, static, batch.grid)
+        posterior = self.adapter.posterior(batch)
+        prior = self.adapter.coregionalisation.sum(0).diagonal()
+        return self.assembled(posterior.mean, posterior.variance, prior, history, static, batch.grid)
+
     def _blocks(self, series: RaggedSeries, keys: Tensor | None) -> Iterator[tuple[RaggedSeries, Tensor | None]]:
         for start in range(0, max(1, len(series)), _BLOCK):
             chosen = slice(start, start + _BLOCK)

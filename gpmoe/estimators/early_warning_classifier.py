@@ -1,16 +1,17 @@
 """Early warning: a multi-task GP in front of a causal network, front door."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from gpmoe.early_warning.recalibration import Calibration
+from gpmoe.early_warning.explanation import Contributions, integrated_gradients
 from gpmoe.early_warning.risk_inputs import RiskInputs, batch_of
 from gpmoe.early_warning.risk_network import (
     RiskNetwork,
@@ -23,20 +24,22 @@ from gpmoe.early_warning.risk_network import (
     risk,
     train,
 )
+from gpmoe.early_warning.risk_stream import RiskStream
 from gpmoe.early_warning.scaling import SeriesScaling
 from gpmoe.early_warning.series import RaggedSeries
 from gpmoe.errors import InputError
-from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
 from gpmoe.estimators.series_classifier import SeriesClassifier
+from gpmoe.features.decaying_recurrence import DecayingRecurrence
 from gpmoe.features.gated_recurrence import GatedRecurrence
 from gpmoe.features.linear_head import LinearHead
 from gpmoe.features.temporal_convolution import TemporalConvolution
 from gpmoe.inference.fit_adapter import adapter_from_data, fit_adapter
+from gpmoe.inference.report import FitReport
 from gpmoe.models.mgp_adapter import MGPAdapter
 
 Array = NDArray[np.float64]
 
-_NETWORKS = ("tcn", "gru", "linear")
+_NETWORKS = ("tcn", "gru", "gru_d", "linear")
 _ADAPTERS = ("mgp", "carry_forward")
 _ALL_INPUTS = ("mean", "variance", "age", "measured", "static", "clock")
 _ADAPTER_SERIES, _ADAPTER_EPOCHS = 1000, 12  # how many series fit the GP, and how often it sees them
@@ -51,7 +54,8 @@ class EarlyWarningClassifier(SeriesClassifier):
     a causal network reads it, with its uncertainty, and says the risk.
 
     Args:
-        network: "tcn" (dilated causal convolutions), "gru", or "linear" (no memory).
+        network: "tcn" (dilated causal convolutions), "gru", "linear" (no memory), or "gru_d" (Che et al., 2018), which
+            has decays of its own in place of the adapter and takes adapter="carry_forward".
         adapter: "mgp", the multi-task GP, or "carry_forward", the last values.
         inputs: which of "mean", "variance", "age", "measured", "static", "clock" the network reads; see
             `early_warning.risk_inputs`; all that the adapter has, if None.
@@ -173,7 +177,7 @@ class EarlyWarningClassifier(SeriesClassifier):
         return adapter.requires_grad_(self.learn_adapter == "joint")
 
     def _reader(self) -> RiskInputs:
-        chosen = self.inputs
+        chosen = ("mean", "age", "measured") if self.network == "gru_d" else self.inputs
         if chosen is None:
             chosen = _ALL_INPUTS if self.adapter_ is not None else tuple(p for p in _ALL_INPUTS if p != "variance")
         return RiskInputs(chosen, len(self.channel_names_), len(self.static_names_), self.step_, self.adapter_)
@@ -186,11 +190,14 @@ class EarlyWarningClassifier(SeriesClassifier):
                 width, self.hidden, n_blocks=self.n_blocks, dropout=self.dropout, seed=seed
             )
         elif self.network == "gru":
-            body = GatedRecurrence(width, self.hidden, n_layers=1, seed=seed)
+            body = GatedRecurrence(width, self.hidden, seed=seed)
+        elif self.network == "gru_d":
+            body = DecayedInputs(len(self.channel_names_), self.hidden, seed)
         else:
-            return RiskNetwork(torch.nn.Identity(), LinearHead(width, bins * self.n_tasks_, seed=seed), self.n_tasks_)
+            body = LinearHead(width, self.hidden, seed=seed)
         head = LinearHead(self.hidden, bins * self.n_tasks_, seed=seed)
-        return RiskNetwork(body, head, self.n_tasks_).float()
+        made: RiskNetwork = RiskNetwork(body, head, self.n_tasks_).float()
+        return made
 
     def _train(self, network: RiskNetwork, scaled: RaggedSeries, held: RaggedSeries, seed: int) -> dict[str, Any]:
         """Fit one network, and the adapter with it if it learns."""
@@ -316,6 +323,105 @@ class EarlyWarningClassifier(SeriesClassifier):
                 rows.append(self._shaped(self._calibrated(risk(torch.cat(parts).double()).numpy())))
         return np.stack(rows)
 
+    def stream(self) -> RiskStream:
+        """A fresh stream, which takes one observation at a time and says the same risks as `predict_proba`.
+
+        Raises:
+            InputError: for a model of draws, whose average has no step-wise form.
+        """
+        check_is_fitted(self, "networks_")
+        if self.n_draws:
+            raise InputError("a model with `n_draws` can't stream; fit one with n_draws=0.")
+        return RiskStream(self._reader(), self.networks_, self.scaling_, self.channel_names_, self._calibrated)
+
+    def score_stream(
+        self, observations: Iterable[tuple[Hashable, float, str, float]], every: float | None = None
+    ) -> Iterator[tuple[Hashable, float, Array]]:
+        """Risks as observations come in; see `early_warning.risk_stream.RiskStream.run`.
+
+        Args:
+            observations: (id, time, channel name, value), of any series in any mixture, each in order of time.
+            every: distance of grid times; that of training if None.
+
+        Yields:
+            id, grid time, risk ``(tasks,)``.
+        """
+        yield from self.stream().run(observations, self.step_ if every is None else every)
+
+    def explain(self, series: RaggedSeries, time: float, task: int = 0, steps: int = 32) -> Contributions:
+        """How much each measurement moved the risk of one series at a time; see `early_warning.explanation`.
+
+        Args:
+            series: a single one.
+            time: a grid time is put there if there is none; later data are left out.
+            task: whose risk.
+            steps: of the quadrature.
+
+        Raises:
+            InputError: if there is more than one series, or none.
+        """
+        self._expect_known(series)
+        if len(series) != 1:
+            raise InputError(f"`series` must be a single one, such as series[[3]]; got {len(series)}.")
+        past = series.until(time)
+        grid = np.append(past.grid_times[past.grid_times < time], time)
+        past = RaggedSeries.from_arrays(
+            past.time, past.channel, past.value, past.offsets, channel_names=past.channel_names, grid_times=grid,
+            grid_offsets=[0, len(grid)], static=past.static, static_names=past.static_names, ids=past.ids,
+        )  # fmt: skip
+        scaled, reader = self.scaling_.apply(past), self._reader()
+
+        def logit(value: Tensor) -> Tensor:
+            x = reader.of_values(scaled, value).unsqueeze(0).to(torch.float32)
+            logits = torch.stack([network(x)[0, -1, :, task] for network in self.networks_]).mean(0).double()
+            survival = torch.nn.functional.logsigmoid(-logits).sum()
+            return torch.log(-torch.expm1(survival)) - survival
+
+        with torch.enable_grad():
+            found, top, base = integrated_gradients(logit, torch.from_numpy(scaled.value.copy()), steps)
+        return Contributions(past.time, past.channel, past.value, found, top, base, past.channel_names)
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `io.Savable`."""
+        arguments = self.get_params(deep=False)
+        seed = arguments["random_state"]
+        arguments["random_state"] = int(seed) if isinstance(seed, (int, np.integer)) else None
+        arguments["inputs"] = None if self.inputs is None else list(self.inputs)
+        data = {"arguments": arguments, "step": self.step_, "losses": self.losses_, **self._common_parts()}
+        tensors = self._common_tensors()
+        for name in ("mean", "std", "logged", "static_mean", "static_std"):
+            tensors[f"scaling.{name}"] = torch.from_numpy(np.array(getattr(self.scaling_, name)))
+        if self.adapter_ is not None:
+            tensors |= _state(self.adapter_, "adapter")
+            data["families"] = list(self.adapter_.families)
+            data["report"] = asdict(self.report_)
+        for i, network in enumerate(self.networks_):
+            tensors |= _state(network, f"network{i}")
+        return data, tensors
+
+    @classmethod
+    def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "EarlyWarningClassifier":
+        """See `io.Savable`."""
+        model = cls(**data["arguments"])
+        model._check_arguments()
+        model._restore_common(data, tensors)
+        names = ("mean", "std", "logged", "static_mean", "static_std")
+        model.scaling_ = SeriesScaling(*(tensors[f"scaling.{name}"].numpy() for name in names))
+        model.step_, model.losses_, model.adapter_ = float(data["step"]), data["losses"], None
+        if "families" in data:
+            families = data["families"]
+            model.adapter_ = MGPAdapter(
+                len(model.channel_names_), timescales=[1.0] * len(families), family=families, rank=model.rank
+            )
+            _set_state(model.adapter_, "adapter", tensors)
+            model.adapter_.requires_grad_(False)
+            model.report_ = FitReport.from_dict(data["report"])
+        model.networks_ = [model._network(0) for _ in range(model.n_members)]
+        for i, network in enumerate(model.networks_):
+            _set_state(network, f"network{i}", tensors)
+            network.requires_grad_(False).eval()
+        return model
+
     def _check_arguments(self) -> None:
         for name, value, known in (
             ("network", self.network, _NETWORKS),
@@ -327,8 +433,45 @@ class EarlyWarningClassifier(SeriesClassifier):
                 raise InputError(f"`{name}` must be one of {', '.join(known)}; got {value!r}.")
         if self.head == "hazard" and (self.horizon is None or not self.horizon > 0):
             raise InputError(f"head='hazard' needs a positive `horizon`, in units of time; got {self.horizon!r}.")
+        if self.network == "gru_d" and (self.adapter != "carry_forward" or self.inputs is not None):
+            raise InputError("network='gru_d' decays values itself: pass adapter='carry_forward' and leave `inputs` alone.")
         if self.n_draws and self.adapter != "mgp":
             raise InputError("`n_draws` needs adapter='mgp'; values carried forward have no uncertainty.")
+
+
+def _state(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Parameters and buffers under a prefix."""
+    return {f"{prefix}.{name}": value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _set_state(module: torch.nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `_state`; torch checks names and shapes."""
+    module.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in module.state_dict()})
+
+
+class DecayedInputs(torch.nn.Module):
+    """GRU-D behind the columns that `RiskInputs` makes of "mean", "age" and "measured" of M channels."""
+
+    def __init__(self, n_channels: int, n_outputs: int, seed: int) -> None:
+        super().__init__()
+        self.n_channels = n_channels
+        self.network = DecayingRecurrence(n_channels, n_outputs, seed=seed)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        value, age, now, _ = x.split(self.n_channels, -1)
+        return torch.cat([value, now, age], -1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `features.CausalNetwork`."""
+        return self.network(self._columns(x), mask)
+
+    def forward_step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `features.CausalNetwork`."""
+        return self.network.forward_step(self._columns(x), state)
+
+    def clean_state(self, batch: int) -> Any:
+        """See `features.CausalNetwork`."""
+        return self.network.clean_state(batch)
 
 
 def _through(networks: list[RiskNetwork], x: Tensor, series: RaggedSeries) -> Tensor:

@@ -6,10 +6,12 @@ from os import PathLike
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from gpmoe import io
 from gpmoe.early_warning.recalibration import Calibration
@@ -93,6 +95,30 @@ class SeriesClassifier(BaseEstimator):
     @abstractmethod
     def _raw(self, series: RaggedSeries) -> Array:
         """Uncalibrated risks ``(G, tasks)``."""
+
+    def _common_parts(self) -> dict[str, Any]:
+        """What every classifier of series keeps in a file."""
+        return {
+            "channel_names": list(self.channel_names_),
+            "static_names": list(self.static_names_),
+            "label_per": self.label_per_,
+            "n_tasks": self.n_tasks_,
+            "calibrations": [each.kind for each in self.calibrations_],
+        }
+
+    def _common_tensors(self) -> dict[str, Tensor]:
+        parts = {}
+        for t, each in enumerate(self.calibrations_):
+            parts[f"calibration{t}.x"], parts[f"calibration{t}.y"] = map(torch.from_numpy, (each.x, each.y))
+        return parts
+
+    def _restore_common(self, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.channel_names_, self.static_names_ = tuple(data["channel_names"]), tuple(data["static_names"])
+        self.label_per_, self.n_tasks_ = data["label_per"], int(data["n_tasks"])
+        self.calibrations_ = [
+            Calibration(kind, tensors[f"calibration{t}.x"].numpy(), tensors[f"calibration{t}.y"].numpy())
+            for t, kind in enumerate(data["calibrations"])
+        ]
 
     def _targets(self, series: RaggedSeries) -> Array:
         """Label of each grid time ``(G, tasks)``, that of its series where labels are one a series."""

@@ -1,0 +1,194 @@
+"""Risks of many series as their measurements come in, one at a time, in constant memory."""
+
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpmoe.early_warning.risk_inputs import RiskInputs
+from gpmoe.early_warning.risk_network import RiskNetwork, risk
+from gpmoe.early_warning.scaling import SeriesScaling
+from gpmoe.errors import InputError, NonFiniteError
+from gpmoe.models.measurement_history import MeasurementHistory
+from gpmoe.models.streaming_mgp import StreamingMGP
+
+
+class Observation(NamedTuple):
+    """One measurement."""
+
+    id: Hashable
+    time: float
+    channel: str
+    value: float
+
+
+class RiskStream:
+    """The classifier's risk after each observation, for many series at once; equal to `predict_proba` to rounding.
+
+    A series needs the state of a Kalman filter, d (d + 1) numbers for d = M Σ_q (ν_q + 1/2), and of the networks,
+    whatever has been seen. Series can come and go: `forget` frees one's place.
+
+    Args:
+        reader: makes the inputs.
+        networks: whose logits are averaged.
+        scaling: of channels and covariates.
+        channel_names: M names.
+        calibrate: from risks ``(r, tasks)`` to probabilities.
+    """
+
+    def __init__(
+        self,
+        reader: RiskInputs,
+        networks: list[RiskNetwork],
+        scaling: SeriesScaling,
+        channel_names: tuple[str, ...],
+        calibrate: Any,
+    ) -> None:
+        self._reader, self._networks, self._scaling, self._calibrate = reader, networks, scaling, calibrate
+        self._channels = {name: i for i, name in enumerate(channel_names)}
+        self._series: dict[Hashable, _Series] = {}
+        adapter = reader.adapter
+        self._prior = None if adapter is None else adapter.coregionalisation.detach().sum(0).diagonal()
+        self._adapter = adapter
+
+    def __len__(self) -> int:
+        """Series known."""
+        return len(self._series)
+
+    def admit(self, id: Hashable, static: Any = ()) -> None:
+        """Begin a series, with its covariates ``(s,)``, NaN where unknown.
+
+        Raises:
+            InputError: if it is known already, or has another number of covariates.
+        """
+        given = np.asarray(static, dtype=np.float64).ravel()
+        if id in self._series:
+            raise InputError(f"series {id!r} is known already; `forget` it to begin it again.")
+        if len(given) not in (0, self._reader.n_static):
+            raise InputError(f"`static` must hold {self._reader.n_static} covariates; got {len(given)}.")
+        if not len(given):
+            given = np.full(self._reader.n_static, np.nan)
+        scaled = (given - self._scaling.static_mean) / self._scaling.static_std
+        self._series[id] = _Series(self, torch.from_numpy(scaled))
+
+    def forget(self, id: Hashable) -> None:
+        """Drop a series and its state."""
+        self._known(id)
+        del self._series[id]
+
+    def update(self, id: Hashable, time: float, channel: str, value: float) -> None:
+        """Take one observation in; a series that was not admitted begins, without covariates.
+
+        Raises:
+            InputError: for an unknown channel, or a time before one already seen or scored.
+            NonFiniteError: for a time or a value that is not finite.
+        """
+        if channel not in self._channels:
+            raise InputError(f"`channel` must be one of the {len(self._channels)} of training; got {channel!r}.")
+        if not (np.isfinite(time) and np.isfinite(value)):
+            raise NonFiniteError(f"`time` and `value` must be finite; got {time} and {value} for series {id!r}.")
+        if id not in self._series:
+            self.admit(id)
+        index = self._channels[channel]
+        scaled = float(self._scaling.values([index], [value])[0])
+        self._series[id].update(time, index, scaled)
+
+    def score(self, id: Hashable, time: float) -> NDArray[np.float64]:
+        """The risk at the series' next grid time, ``(tasks,)``; the network moves on by one step.
+
+        Raises:
+            InputError: for an unknown series, or a time not after the last scored or before the last observation.
+        """
+        return self._known(id).score(time)
+
+    def run(self, observations: Iterable[Observation | tuple[Hashable, float, str, float]], every: float) -> Iterator[
+        tuple[Hashable, float, NDArray[np.float64]]
+    ]:
+        """Scores at the grid 0, every, 2 every, ... of each series, each as soon as it is certain.
+
+        A grid time is scored when the first observation beyond it comes; `finish` scores what is left.
+
+        Args:
+            observations: (id, time, channel, value), within a series in order of time.
+            every: distance of grid times, as in training; the grid begins at the last multiple of it that is not after
+                the series' first observation.
+
+        Yields:
+            id, grid time, risk ``(tasks,)``.
+        """
+        if not every > 0:
+            raise InputError(f"`every` must be positive; got {every}.")
+        for id, time, channel, value in observations:
+            known = self._series.get(id)
+            if known is None or known.next_step is None:
+                self.update(id, time, channel, value)
+                self._series[id].next_step = int(np.ceil(time / every))
+                continue
+            while known.next_step * every < time:
+                at = known.next_step * every
+                yield id, at, known.score(at)
+                known.next_step += 1
+            self.update(id, time, channel, value)
+
+    def _known(self, id: Hashable) -> "_Series":
+        if id not in self._series:
+            raise InputError(f"series {id!r} is unknown; `admit` it or give it an observation first.")
+        return self._series[id]
+
+
+class _Series:
+    """State of one series."""
+
+    def __init__(self, stream: RiskStream, static: Tensor) -> None:
+        self.stream, self.static = stream, static.unsqueeze(0)
+        M = stream._reader.n_channels
+        self.filter = None if stream._adapter is None else StreamingMGP(stream._adapter, 1)
+        self.values = torch.zeros(1, M, dtype=torch.float64)
+        self.latest = torch.full((1, M), -torch.inf, dtype=torch.float64)
+        self.count = torch.zeros(1, M, dtype=torch.float64)
+        self.first, self.seen, self.scored = np.inf, -np.inf, -np.inf
+        self.states = [network.body.clean_state(1) for network in stream._networks]  # type: ignore[operator]
+        self.next_step: int | None = None
+
+    def update(self, time: float, channel: int, value: float) -> None:
+        if time < self.seen or time <= self.scored:
+            raise InputError(
+                f"an observation at {time} comes too late: the series stands at {max(self.seen, self.scored)}. "
+                "Sort observations by time."
+            )
+        if self.filter is not None:
+            self.filter.update([0], [time], [channel], [value])
+        self.values[0, channel], self.latest[0, channel] = value, time
+        self.count[0, channel] += 1
+        self.first, self.seen = min(self.first, time), time
+
+    @torch.no_grad()
+    def score(self, time: float) -> NDArray[np.float64]:
+        if not np.isfinite(time) or time <= self.scored or time < self.seen:
+            raise InputError(
+                f"`time` must be after the last scored ({self.scored}) and not before the last observation "
+                f"({self.seen}); got {time}."
+            )
+        stream, reader = self.stream, self.stream._reader
+        measured = self.latest.isfinite()
+        origin = torch.where(measured, self.latest, torch.as_tensor(self.first, dtype=torch.float64))
+        since = (time - origin).clamp_min(0.0).nan_to_num(posinf=0.0)
+        history = MeasurementHistory(since, measured.double(), self.count)
+        mean, variance = self.values, None
+        if self.filter is not None:
+            posterior = self.filter.posterior([0], [time])
+            mean, variance = posterior.mean, posterior.variance
+        at = torch.tensor([time], dtype=torch.float64)
+        x = reader.assembled(mean, variance, stream._prior, history, self.static, at).float()
+        logits = []
+        for i, network in enumerate(stream._networks):
+            hidden, self.states[i] = network.body.forward_step(x, self.states[i])  # type: ignore[operator]
+            logits.append(network.head(hidden.unsqueeze(1)).squeeze(1).unflatten(-1, (-1, network.tasks)))
+        self.count.zero_()
+        self.scored = time
+        found = risk(torch.stack(logits).mean(0).double()).numpy()
+        calibrated: NDArray[np.float64] = stream._calibrate(found)[0]
+        return calibrated
