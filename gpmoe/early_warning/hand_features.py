@@ -59,7 +59,9 @@ def hand_feature_names(series: RaggedSeries) -> list[str]:
 @njit(**_COMPILED)
 def _fill(time, channel, value, offsets, grid, grid_offsets, decay, out):  # type: ignore[no-untyped-def]
     M = out.shape[1]
-    state = np.empty((M, 9))  # last, when, count, change, least, most, and decayed sums: fast weight and value, slow value
+    state = np.empty(
+        (M, 9)
+    )  # last, when, count, change, least, most, and decayed sums: fast weight and value, slow value
     slow = np.empty(M)  # decayed count by the slow half-life
     for i in range(len(offsets) - 1):
         state[:, :6] = np.nan

@@ -193,9 +193,7 @@ def _copy(parameters: list[torch.nn.Parameter]) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
 
 
-def _minibatches(
-    lengths: NDArray[np.int64], size: int, generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
+def _minibatches(lengths: NDArray[np.int64], size: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
     """Series by length, lengths blurred so that minibatches differ between epochs, in random order."""
     order = np.argsort(lengths * generator.uniform(0.8, 1.25, len(lengths)), kind="stable")
     batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -213,5 +211,3 @@ def padded(rows: Tensor, lengths: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     out = rows.new_zeros(len(lengths), longest, *rows.shape[1:])
     out[mask] = rows
     return out, mask
-
-

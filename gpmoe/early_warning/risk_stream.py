@@ -104,9 +104,9 @@ class RiskStream:
         """
         return self._known(id).score(time)
 
-    def run(self, observations: Iterable[Observation | tuple[Hashable, float, str, float]], every: float) -> Iterator[
-        tuple[Hashable, float, NDArray[np.float64]]
-    ]:
+    def run(
+        self, observations: Iterable[Observation | tuple[Hashable, float, str, float]], every: float
+    ) -> Iterator[tuple[Hashable, float, NDArray[np.float64]]]:
         """Scores at the grid 0, every, 2 every, ... of each series, each as soon as it is certain.
 
         A grid time is scored when the first observation beyond it comes; `finish` scores what is left.

@@ -9,12 +9,15 @@ from gpmoe.early_warning.rows import Array
 from gpmoe.early_warning.series import RaggedSeries
 from gpmoe.errors import ShapeError
 
+_LARGEST = 8.0  # standard deviations
 _SKEWED = 2.0  # skewness from which a channel of non-negative values is read on a logarithmic scale
 
 
 @dataclass(frozen=True, eq=False)
 class SeriesScaling:
     """An affine map a channel, after a logarithm for those that are positive and skewed.
+
+    Scaled values are clipped to ±8, so that one slip of a pen does not move everything.
 
     A logged channel is sign(v) log(1 + |v|), which later values of the other sign can't break.
 
@@ -55,10 +58,11 @@ class SeriesScaling:
     def values(self, channel: ArrayLike, value: ArrayLike) -> Array:
         """Scaled values of measurements, ``(n,)`` each: what `apply` does, for a stream."""
         index, raw = np.asarray(channel), np.asarray(value, dtype=np.float64)
-        return (np.where(self.logged[index], _log(raw), raw) - self.mean[index]) / self.std[index]
+        scaled = (np.where(self.logged[index], _log(raw), raw) - self.mean[index]) / self.std[index]
+        return np.clip(scaled, -_LARGEST, _LARGEST)
 
     def unscaled(self, channel: ArrayLike, value: ArrayLike) -> Array:
-        """The inverse of `values`."""
+        """The inverse of `values`, for what was not clipped."""
         index, scaled = np.asarray(channel), np.asarray(value, dtype=np.float64)
         raw = scaled * self.std[index] + self.mean[index]
         return np.where(self.logged[index], np.sign(raw) * np.expm1(np.abs(raw)), raw)

@@ -42,7 +42,8 @@ Array = NDArray[np.float64]
 _NETWORKS = ("tcn", "gru", "gru_d", "linear")
 _ADAPTERS = ("mgp", "carry_forward")
 _ALL_INPUTS = ("mean", "variance", "age", "measured", "static", "clock")
-_ADAPTER_SERIES, _ADAPTER_EPOCHS = 1000, 12  # how many series fit the GP, and how often it sees them
+_ADAPTER_SERIES = 1000  # how many series fit the GP at most, and
+_ADAPTER_STEPS, _ADAPTER_BATCH = 384, 32  # in how many steps of how many series
 _BLOCK = 256  # series at a time of passes over many
 _JOINT_WEIGHT = 0.1  # of the likelihood of a measurement beside the network's loss
 
@@ -170,10 +171,9 @@ class EarlyWarningClassifier(SeriesClassifier):
         rng = np.random.default_rng(seed)
         some = np.sort(rng.permutation(np.flatnonzero(np.diff(scaled.offsets) > 0))[:_ADAPTER_SERIES])
         batch = batch_of(scaled[some])
-        adapter = adapter_from_data(
-            batch, scaled.n_channels, n_components=self.n_components, rank=self.rank, seed=seed
-        )
-        self.report_ = fit_adapter(adapter, batch, epochs=_ADAPTER_EPOCHS, seed=seed)
+        adapter = adapter_from_data(batch, scaled.n_channels, n_components=self.n_components, rank=self.rank, seed=seed)
+        epochs = -(-_ADAPTER_STEPS // -(-len(batch) // _ADAPTER_BATCH))
+        self.report_ = fit_adapter(adapter, batch, epochs=epochs, batch_size=_ADAPTER_BATCH, seed=seed)
         return adapter.requires_grad_(self.learn_adapter == "joint")
 
     def _reader(self) -> RiskInputs:
@@ -186,9 +186,7 @@ class EarlyWarningClassifier(SeriesClassifier):
         width, bins = self._reader().width, self.n_bins if self.head == "hazard" else 1
         body: torch.nn.Module
         if self.network == "tcn":
-            body = TemporalConvolution(
-                width, self.hidden, n_blocks=self.n_blocks, dropout=self.dropout, seed=seed
-            )
+            body = TemporalConvolution(width, self.hidden, n_blocks=self.n_blocks, dropout=self.dropout, seed=seed)
         elif self.network == "gru":
             body = GatedRecurrence(width, self.hidden, seed=seed)
         elif self.network == "gru_d":
@@ -434,7 +432,9 @@ class EarlyWarningClassifier(SeriesClassifier):
         if self.head == "hazard" and (self.horizon is None or not self.horizon > 0):
             raise InputError(f"head='hazard' needs a positive `horizon`, in units of time; got {self.horizon!r}.")
         if self.network == "gru_d" and (self.adapter != "carry_forward" or self.inputs is not None):
-            raise InputError("network='gru_d' decays values itself: pass adapter='carry_forward' and leave `inputs` alone.")
+            raise InputError(
+                "network='gru_d' decays values itself: pass adapter='carry_forward' and leave `inputs` alone."
+            )
         if self.n_draws and self.adapter != "mgp":
             raise InputError("`n_draws` needs adapter='mgp'; values carried forward have no uncertainty.")
 

@@ -197,8 +197,5 @@ def _distances(past: Array, library: list[Array]) -> Array:
 
     bound = int(max(_FAR, *(abs(past.shape[1] - other.shape[1]) + _FAR for other in library)))
     return np.array(
-        [
-            [dtw.distance_fast(past[m], other[m], window=bound) for m in range(len(past))]
-            for other in library
-        ]
+        [[dtw.distance_fast(past[m], other[m], window=bound) for m in range(len(past))] for other in library]
     )

@@ -135,7 +135,9 @@ class SeriesClassifier(BaseEstimator):
 
     def _expect_labelled(self, series: RaggedSeries) -> Array:
         if not isinstance(series, RaggedSeries):
-            raise InputError(f"`series` must be a RaggedSeries; got {type(series).__name__}. See RaggedSeries.from_table.")
+            raise InputError(
+                f"`series` must be a RaggedSeries; got {type(series).__name__}. See RaggedSeries.from_table."
+            )
         if series.labels is None:
             raise InputError("`series` has no labels; pass `labels` when making it.")
         labels = series.labels.reshape(len(series.labels), -1)
