@@ -3,9 +3,10 @@
 | head | outputs a task | loss | risk |
 |---|---|---|---|
 | "class" | 1 | cross entropy of the label at each grid time | σ(output) |
-| "hazard" | one a bin of the horizon | discrete survival: the event's bin and the bins survived before it | 1 - Π (1 - σ(output)) |
+| "hazard" | one a bin of the horizon | discrete survival, up to the event's bin | 1 - Π (1 - σ(output)) |
 
-Source: Gensheimer and Narasimhan (2019), A scalable discrete-time survival model for neural networks, eq. 2 (hazards).
+Source: Gensheimer and Narasimhan (2019), A scalable discrete-time survival model for
+neural networks, eq. 2 (hazards).
 """
 
 import math
@@ -77,8 +78,8 @@ def hazard_targets(
 ) -> Targets:
     """Of the times of event and of the end of observation, one a grid time.
 
-    Bin b of a grid time t is (t + b h, t + (b + 1) h], h = horizon / n_bins. A bin that observation does not reach the end
-    of tells nothing, unless the event is in it; neither do grid times after the event.
+    Bin b of a grid time t is (t + b h, t + (b + 1) h], h = horizon / n_bins. A bin that observation does not reach the
+    end of tells nothing, unless the event is in it; neither do grid times after the event.
 
     Args:
         grid, event, censoring: ``(G,)`` each; event is infinite where none was seen.
@@ -126,7 +127,7 @@ class Training:
 
 
 Batch = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor, Targets, Tensor]]
-"""Series numbers to padded inputs ``(b, time, width)``, mask, targets on the padded grid, and what to add to the loss."""
+"""Series numbers to padded inputs ``(b, time, width)``, mask, targets on that grid, and what to add to the loss."""
 
 
 def train(

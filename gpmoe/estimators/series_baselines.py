@@ -126,7 +126,8 @@ class DTWNeighboursClassifier(SeriesClassifier):
         n_jobs: joblib's.
         validation_fraction, calibration, random_state: as in `EarlyWarningClassifier`.
 
-    Source: Moor, Horn, Rieck, Roqueiro and Borgwardt (2019), sec. 4.2 (per-channel DTW ensemble); Sakoe and Chiba (1978).
+    Source: Moor, Horn, Rieck, Roqueiro and Borgwardt (2019), sec. 4.2 (per-channel DTW); Sakoe and
+        Chiba (1978).
     """
 
     def __init__(
