@@ -155,6 +155,7 @@ def test_auto_has_that_rival_only_for_learned_noise_and_few_rows(monkeypatch: py
         ({"expert": "forest"}, "'heteroscedastic', 'student_t', or a list of such names; got 'forest'"),
         ({"expert": ["gp", GPRegressor()]}, "or a list of such names"),
         ({"expert": []}, r"got \[\]"),
+        ({"expert": 3}, "got 3"),
         ({"expert": ["gp", "linear"], "n_experts": 3}, "names 2 experts, one each; got n_experts=3"),
         ({"expert": ["gp", "linear"], "inference": "svi"}, "inference='svi' has Gaussian processes for experts"),
         ({"expert": "student_t", "inference": "hard"}, "pass inference='vbem' for expert='student_t'"),

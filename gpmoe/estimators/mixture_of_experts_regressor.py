@@ -229,8 +229,8 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         if self.expert is None or isinstance(self.expert, GPRegressor):
             return
         single = isinstance(self.expert, str)
-        names = [self.expert] if single else list(self.expert)
-        strange = [name for name in names if name not in EXPERTS]
+        names = list(self.expert) if isinstance(self.expert, (list, tuple)) else [self.expert]
+        strange = [name for name in names if not isinstance(name, str) or name not in EXPERTS]
         if strange or not names:
             raise InputError(
                 f"`expert` must be a GPRegressor, one of {', '.join(map(repr, EXPERTS))}, or a list of such names; got "

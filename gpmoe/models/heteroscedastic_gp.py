@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.posteriors.gpytorch import GPyTorchPosterior
+from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ConstantMean, Mean
@@ -47,6 +48,7 @@ from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _ITERATIONS = 200
 _TOLERANCE = 1e-9  # of the bound's size, by which an iteration must raise it to go on
+_LEAST_NOISE = 1e-6  # exp(μ0): without it repeated rows, which fit exactly, would drive all noise to zero
 _NODES = 15  # of Gauss-Hermite quadrature over the log noise variance
 _LEAST_PRECISION = 1e-30  # of a factor: what it divides stays finite
 _LARGEST_LOG = 50.0  # of a noise variance or its inverse: bounds what a wild guess of hyperparameters can do
@@ -115,7 +117,8 @@ class HeteroscedasticGP(LearnableModel):
         self.covar_module = (dimension_scaled_matern(d) if kernel is None else kernel).to(X)
         self.mean_module = (ConstantMean() if mean is None else mean).to(X)
         self.noise_covar_module = (dimension_scaled_matern(d) if noise_kernel is None else noise_kernel).to(X)
-        self.noise_mean_module = ConstantMean().to(X)
+        floor = torch.tensor(math.log(_LEAST_NOISE), dtype=torch.float64)
+        self.noise_mean_module = ConstantMean(constant_constraint=GreaterThan(floor)).to(X)
         self.noise_mean_module.initialize(constant=math.log(0.1))
         self.workspace, self._noise_workspace = Workspace(), Workspace()
         self._state: _State | None = None
@@ -311,10 +314,11 @@ class HeteroscedasticGP(LearnableModel):
             log_noise = site_posterior(K_g, precision, linear)
             mean = self._centre(self.X) + log_noise.mean
             inverse = _inverse_noise(mean, log_noise.variance)
-            latent = site_posterior(K_f, r * inverse, r * inverse * residual)
-            fit = latent.log_normaliser - 0.5 * float((r * inverse * residual.square()).sum())
+            seen = r * inverse
+            latent = site_posterior(K_f, seen, seen * residual)
+            fit = -latent.half_log_det - 0.5 * float(residual @ latent.alpha)
             bound = fit - 0.5 * float((r * (math.log(2 * math.pi) + mean)).sum()) - log_noise.divergence
-            square = (residual - latent.mean).square() + latent.variance
+            square = (latent.alpha / seen).square() + latent.variance  # y - E[f] = alpha / seen, to all its digits
             return _State(parameters, precision, linear, latent, log_noise, 1 / inverse, square, bound)
 
         return at
