@@ -270,8 +270,8 @@ def _draw_intervals(ax: "Axes", target: str, predictions: pl.DataFrame, coverage
     below, above = mean - predictions["lower"].to_numpy(), predictions["upper"].to_numpy() - mean
     label = f"mean and {coverage:.0%} interval"
     bounds = np.maximum([below, above], 0.0)  # the mean of a mixture may lie outside a narrow interval
-    style = {"fmt": "o", "color": BLUE, "ecolor": (BLUE, 0.45), "markersize": 3, "elinewidth": 1.0}
-    ax.errorbar(place, mean, yerr=bounds, label=label, **style)
+    pale = (BLUE, 0.45)
+    ax.errorbar(place, mean, bounds, fmt="o", color=BLUE, ecolor=pale, elinewidth=1.0, markersize=3, label=label)
     if observed:
         ax.axline((float(mean[0]), float(mean[0])), slope=1, color="grey", linewidth=0.8, label="observed = predicted")
     ax.set(xlabel=f"observed {target}" if observed else "rows, by predicted mean", ylabel=f"predicted {target}")
