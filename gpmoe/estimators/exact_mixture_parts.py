@@ -8,6 +8,7 @@ from torch import Tensor
 from gpmoe.errors import ShapeError
 from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
 from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
+from gpmoe.kernels.description import share_modules, shared_modules
 from gpmoe.models.expert_kinds import build_expert, describe_expert, restore_sites, sites_of
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 
@@ -20,6 +21,7 @@ def exact_to_parts(model: MixtureOfExperts) -> tuple[dict[str, Any], dict[str, T
     """
     data = {
         "experts": [describe_expert(expert) for expert in model.all_experts],
+        "shared": shared_modules(model.experts),
         "gate": describe_gate(model.gate),
     }
     tensors = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
@@ -33,6 +35,7 @@ def exact_from_parts(data: dict[str, Any], tensors: dict[str, Tensor]) -> Mixtur
     """The inverse of `exact_to_parts`."""
     X, y = tensors["X"], tensors["y"]
     experts = [build_expert(part, X, y) for part in data["experts"]]
+    share_modules(torch.nn.ModuleList(experts), data["shared"])
     model = MixtureOfExperts(X, y, experts=experts, gate=build_gate(data["gate"]))
     set_tensors(model, "model", tensors)
     set_buffers(model.gate, "gate", tensors)

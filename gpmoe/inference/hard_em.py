@@ -28,10 +28,12 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from gpmoe.errors import InputError
 from gpmoe.gates import Gate
 from gpmoe.inference.fit import fit_quietly
 from gpmoe.inference.fit_sparse_mixture import GATE_ROWS, gate_rows, natural_pass
 from gpmoe.inference.report import FitReport, warn_about
+from gpmoe.inference.shared_parameters import sharing_groups
 from gpmoe.inference.solver import Cholesky
 from gpmoe.inference.vbem import cluster_starts
 from gpmoe.kernels.dimension_scaled import expert_matern
@@ -73,6 +75,9 @@ def fit_hard(moe: MixtureOfExperts, *, n_restarts: int = 4, max_rounds: int = 10
     Returns:
         The report; its objective is the classification likelihood.
 
+    Raises:
+        InputError: if experts share parameters.
+
     Warns:
         NotConvergedWarning, JitterWarning: as `fit` does.
     """
@@ -85,6 +90,8 @@ def fit_hard_quietly(
     moe: MixtureOfExperts, *, n_restarts: int = 4, max_rounds: int = 10, seed: int | None = None
 ) -> FitReport:
     """`fit_hard` without its warnings, for fits that are part of another one."""
+    if len(sharing_groups(moe.all_experts)) < moe.n_experts:
+        raise InputError("hard EM fits one expert after another, and these share parameters; use `fit_mixture`.")
     start = time.perf_counter()
     if moe.n_experts == 1:
         return fit_quietly(moe.all_experts[0])

@@ -32,8 +32,15 @@ def log_prior(model: Module) -> Tensor | float:
 
 
 def prior_of(model: Module) -> Callable[[], Tensor | float]:
-    """A function that gives `log_prior` of a model at its present parameters, with the search for priors done once."""
-    priors = [(prior, module, closure) for _, module, prior, closure, _ in model.named_priors()]  # type: ignore[operator]
+    """A function that gives `log_prior` of a model at its present parameters, with the search for priors done once.
+
+    A prior of a module that several parts share counts once.
+    """
+    found = {
+        (id(module), name.rsplit(".", 1)[-1]): (prior, module, closure)
+        for name, module, prior, closure, _ in model.named_priors()  # type: ignore[operator]
+    }
+    priors = list(found.values())
 
     def total() -> Tensor | float:
         terms = [prior.log_prob(closure(module)).sum() for prior, module, closure in priors]

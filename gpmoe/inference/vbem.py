@@ -31,6 +31,7 @@ from gpmoe.inference.mixture_starts import merge_experts
 from gpmoe.inference.mixture_starts import split_experts as split_experts
 from gpmoe.inference.plain_evidence import plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
+from gpmoe.inference.shared_parameters import Together, sharing_groups
 from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
@@ -303,15 +304,17 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
     usage: list[tuple[float, ...]] = []
     climbers = [_expert_climber(expert) for expert in moe.all_experts]
     gate = _gate_climber(moe)
+    movers = _movers(climbers if gate is None else [*climbers, gate])
     converged = False
     with solver.applied(), torch.enable_grad(), threads_for(len(moe.y)):
         while len(trace) < max_iterations and not converged:
             if trace:
                 _assign(moe, climbers)
-            trace.append(_maximise(moe, climbers, gate))
+            trace.append(_maximise(moe, movers, gate is not None))
             usage.append(tuple(moe.responsibilities.mean(0).tolist()))
             converged = len(trace) > 1 and trace[-1] - trace[-2] < tolerance
-    return _Run(moe, trace, usage, sum(climber.evaluations for climber in climbers), converged)
+    evaluations = sum(mover.evaluations for mover in movers if mover is not gate)
+    return _Run(moe, trace, usage, evaluations, converged)
 
 
 def _assign(moe: MixtureOfExperts, climbers: list[Climber]) -> None:
@@ -333,19 +336,30 @@ def _gate_climber(moe: MixtureOfExperts) -> Climber | None:
     return Climber(moe.gate, lambda gate: gate.bound(moe.X, moe.responsibilities))
 
 
-def _maximise(moe: MixtureOfExperts, climbers: list[Climber], gate: Climber | None) -> float:
+def _movers(climbers: list[Climber]) -> list[Climber]:
+    """What the M-step nudges: each climber, or one for all of a group whose models share parameters."""
+    movers = []
+    for group in sharing_groups([climber.model for climber in climbers]):
+        members = [climbers[i] for i in group]
+        if len(members) == 1:
+            movers += members
+            continue
+        for member in members:
+            member.plain = None  # which keeps values of its own
+        parts, objectives = [each.model for each in members], [each.objective for each in members]
+        movers.append(Climber(Together(parts, objectives), Together.objective))
+    return movers
+
+
+def _maximise(moe: MixtureOfExperts, movers: list[Climber], gate_moves: bool) -> float:
     """The M-step of gate and hyperparameters; returns the bound."""
     X, r = moe.X, moe.responsibilities
     with torch.no_grad():
         moe.gate.fit_step(X, r)
         for expert in moe.all_experts:
             expert.fit_step()
-    experts = sum(climber.nudge(_STEPS) for climber in climbers)
-    if gate is not None:
-        of_gate = gate.nudge(_STEPS)
-    else:
+    total = sum(mover.nudge(_STEPS) for mover in movers)
+    if not gate_moves:
         of_gate = float(moe.gate.bound(X, r).detach())
-        if isinstance(moe.gate, torch.nn.Module):
-            of_gate += float(log_prior(moe.gate))
-    entropy = -float(torch.special.xlogy(r, r).sum())
-    return experts + of_gate + entropy
+        total += of_gate + float(log_prior(moe.gate)) if isinstance(moe.gate, torch.nn.Module) else of_gate
+    return total - float(torch.special.xlogy(r, r).sum())

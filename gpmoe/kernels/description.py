@@ -1,9 +1,12 @@
 """Kernels as plain data, so that a file can hold one without running code when it is read.
 
 Known are GPyTorch's kernels, constraints and priors of the tables below, exactly (a subclass may compute something
-else). Parameter values are not part of a description; they travel as tensors under the names of `named_parameters`.
+else), and `FeatureKernel` with a network of `gpmoe.features`. Parameter values are not part of a description; they
+travel as tensors under the names of `named_parameters`. Which modules several kernels share is told by
+`shared_modules`.
 """
 
+import importlib
 from typing import Any
 
 import gpytorch
@@ -12,6 +15,7 @@ from gpytorch import constraints, kernels, priors
 from gpytorch.kernels import Kernel
 
 from gpmoe.errors import UnsupportedKernelError
+from gpmoe.kernels.feature_kernel import FeatureKernel
 
 _KERNELS: dict[str, tuple[str, ...]] = {
     "RBFKernel": (),
@@ -27,6 +31,10 @@ _KERNELS: dict[str, tuple[str, ...]] = {
     "ScaleKernel": ("base_kernel",),
     "AdditiveKernel": ("kernels",),
     "ProductKernel": ("kernels",),
+}
+_FEATURE_MAPS = {  # of a FeatureKernel, and where they live
+    "FeatureNetwork": "gpmoe.features.feature_network",
+    "ModulatedNetwork": "gpmoe.features.modulated_network",
 }
 _PRIORS: dict[str, tuple[str, ...]] = {
     "GammaPrior": ("concentration", "rate"),
@@ -47,6 +55,8 @@ def describe_kernel(kernel: Kernel) -> dict[str, Any]:
         UnsupportedKernelError: for a kernel, prior or constraint that is not in this module's tables.
     """
     name = type(kernel).__name__
+    if type(kernel) is FeatureKernel:
+        return _describe_feature_kernel(kernel)
     if name not in _KERNELS or type(kernel) is not getattr(kernels, name):
         raise UnsupportedKernelError(
             f"a kernel of type {type(kernel).__module__}.{name} can't be written to a file; known are "
@@ -80,6 +90,8 @@ def describe_kernel(kernel: Kernel) -> dict[str, Any]:
 def build_kernel(description: dict[str, Any]) -> Kernel:
     """The kernel that a description stands for, with default parameter values."""
     name = description["type"]
+    if name == "FeatureKernel":
+        return _build_feature_kernel(description)
     if name not in _KERNELS:
         raise UnsupportedKernelError(f"unknown kernel type {name!r}.")
     arguments = dict(description["arguments"])
@@ -97,6 +109,63 @@ def build_kernel(description: dict[str, Any]) -> Kernel:
     for key, value in description["priors"].items():
         kernel.register_prior(key, _build_prior(value), key.removesuffix("_prior"))
     return kernel.double()
+
+
+def shared_modules(module: torch.nn.Module) -> dict[str, str]:
+    """For each module with parameters that is met again under another name, that name and the first one."""
+    first: dict[int, str] = {}
+    again: dict[str, str] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        if next(part.parameters(), None) is None:
+            continue
+        if id(part) not in first:
+            first[id(part)] = name
+        elif name.rpartition(".")[0] not in again:  # else it came along with what holds it
+            again[name] = first[id(part)]
+    return again
+
+
+def share_modules(module: torch.nn.Module, shared: dict[str, str]) -> None:
+    """The inverse of `shared_modules`, for modules that were built each on its own.
+
+    Raises:
+        UnsupportedKernelError: if two modules that shall be one differ in their parameters' names or shapes.
+    """
+    for name, first in shared.items():
+        parent, _, leaf = name.rpartition(".")
+        kept, dropped = module.get_submodule(first), module.get_submodule(name)
+        shapes = [{key: value.shape for key, value in part.named_parameters()} for part in (kept, dropped)]
+        if type(kept) is not type(dropped) or shapes[0] != shapes[1]:
+            raise UnsupportedKernelError(f"modules {first!r} and {name!r} can't be shared: they differ.")
+        setattr(module.get_submodule(parent), leaf, kept)
+
+
+def _describe_feature_kernel(kernel: FeatureKernel) -> dict[str, Any]:
+    feature_map: Any = kernel.feature_map
+    name = type(feature_map).__name__
+    if type(feature_map).__module__ != _FEATURE_MAPS.get(name):
+        raise UnsupportedKernelError(
+            f"a FeatureKernel on a {name} can't be written to a file, since a module is code; known are "
+            f"{', '.join(_FEATURE_MAPS)}. Keep such a model in memory, or save its parameters yourself with "
+            "torch.save(model.state_dict())."
+        )
+    return {
+        "type": "FeatureKernel",
+        "feature_map": {"type": name, **feature_map.description()},
+        "base_kernel": describe_kernel(kernel.base_kernel),
+        "active_dims": None if kernel.active_dims is None else kernel.active_dims.tolist(),
+    }
+
+
+def _build_feature_kernel(description: dict[str, Any]) -> Kernel:
+    arguments = {key: value for key, value in description["feature_map"].items() if key != "type"}
+    name = description["feature_map"]["type"]
+    if name not in _FEATURE_MAPS:
+        raise UnsupportedKernelError(f"unknown feature map {name!r}; known are {', '.join(_FEATURE_MAPS)}.")
+    kind = getattr(importlib.import_module(_FEATURE_MAPS[name]), name)
+    dims = description["active_dims"]
+    base = build_kernel(description["base_kernel"])
+    return FeatureKernel(kind.from_description(arguments), base, active_dims=None if dims is None else tuple(dims))
 
 
 def _describe_argument(value: Any) -> Any:

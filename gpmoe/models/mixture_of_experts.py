@@ -347,6 +347,8 @@ def exact_experts(
 ) -> list[ExactGP]:
     """Exact GP experts; see `MixtureOfExperts` for the arguments.
 
+    Kernels of a list are copied together, so that what they share stays shared.
+
     Raises:
         ShapeError: if there are kernels, but not one for each expert.
     """
@@ -355,7 +357,9 @@ def exact_experts(
     kernels = [kernel] * n_experts if isinstance(kernel, Kernel) or kernel is None else list(kernel)
     if len(kernels) != n_experts:
         raise ShapeError(f"`kernel` must be one kernel or {n_experts}, one for each expert; got {len(kernels)}.")
-    return [ExactGP(X, y, kernel=deepcopy(part), noise=_noise(noise, n_experts)) for part in kernels]
+    differ = len({id(part) for part in kernels}) == n_experts
+    copies = deepcopy(kernels) if differ else [deepcopy(part) for part in kernels]
+    return [ExactGP(X, y, kernel=part, noise=_noise(noise, n_experts)) for part in copies]
 
 
 GATES: dict[str, Callable[[int, int], Gate]] = {  # from numbers of experts and inputs
