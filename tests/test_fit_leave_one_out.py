@@ -59,7 +59,7 @@ def test_a_point_of_no_responsibility_is_predicted_by_the_others_and_leaves_fini
 def test_the_gradient_is_that_of_differences(deep: bool) -> None:
     moe = fitted(n=20)
     if deep:
-        kernels = deep_kernels(FeatureNetwork([1, 3, 2]), 2)
+        kernels = deep_kernels(FeatureNetwork(1, [3]), 2)
         r, gate = moe.responsibilities, moe.gate
         moe = MixtureOfExperts(moe.X, moe.y, n_experts=2, kernel=kernels, gate=gate)
         moe.set_responsibilities(r)

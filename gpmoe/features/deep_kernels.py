@@ -11,8 +11,9 @@ from gpmoe.kernels.feature_kernel import FeatureKernel
 def deep_kernels(body: FeatureNetwork, n_experts: int, *, modulated: bool = True) -> list[Kernel]:
     """For each expert a scaled Matérn-5/2 kernel on the features of one network.
 
-    Pass them as `kernel` of a `MixtureOfExperts`, which keeps them sharing: variational EM moves the network by the sum
-    of the experts' evidences.
+    Pass them as `kernel` of a `MixtureOfExperts`, which copies them but keeps them sharing: variational EM moves the
+    network by the sum of the experts' evidences. A `gates.FeatureGate` on the same network needs experts that are not
+    copied: ``experts=[ExactGP(X, y, kernel=kernel) for kernel in deep_kernels(body, k)]``.
 
     Args:
         body: the network.
@@ -23,7 +24,7 @@ def deep_kernels(body: FeatureNetwork, n_experts: int, *, modulated: bool = True
         >>> import torch
         >>> from gpmoe.models import MixtureOfExperts
         >>> X = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(-1)
-        >>> kernels = deep_kernels(FeatureNetwork([1, 8, 2]), 2)
+        >>> kernels = deep_kernels(FeatureNetwork(1), 2)
         >>> moe = MixtureOfExperts(X, X.squeeze(-1).sin(), n_experts=2, kernel=kernels)
         >>> first, second = (expert.covar_module.feature_map for expert in moe.all_experts)
         >>> first.body is second.body

@@ -1,17 +1,20 @@
-"""A small network whose outputs are the inputs of a kernel.
+"""A small network that bends the inputs of a kernel.
 
-    φ(x) = W_L h_{L-1} + b_L,   h_l = act(W_l h_{l-1} + b_l),   h_0 = x
+    φ(x) = x + W_L h_{L-1} + b_L,   h_l = act(W_l h_{l-1} + b_l),   h_0 = x
 
 | symbol | name in code | shape |
 |---|---|---|
 | W_l √fan_in / s and b_l / s, of unit variance under the prior | `weights[l]`, `biases[l]` | (out, in), (out,) |
 | s | `weight_scale` | |
 
-Parameters are kept in units of their prior's standard deviation, so that a step of an optimiser is as long in each
-layer, and their log prior, without which a deep kernel fits any small set, is a sum of squares.
+The marginal likelihood alone lets a deep kernel fit any small set, noise and all, and rewards it for that. Two things
+hold it: a network of no weights leaves the inputs as they are, and so the plain GP; and weights have a prior, which the
+data must outweigh to bend them. Parameters are kept in units of that prior's standard deviation, so that a step of an
+optimiser is as long in each layer.
 
-Source: MacKay (1992), A practical Bayesian framework for backpropagation networks; Ober, Rasmussen and van der Wilk
-(2021), The Promises and Pitfalls of Deep Kernel Learning, sec. 4, for why the marginal likelihood alone overfits.
+Source: Wilson, Hu, Salakhutdinov and Xing (2016), Deep Kernel Learning, for features in front of a kernel; Ober,
+Rasmussen and van der Wilk (2021), The Promises and Pitfalls of Deep Kernel Learning, sec. 4, for why it overfits;
+MacKay (1992), A Practical Bayesian Framework for Backpropagation Networks, for the prior.
 """
 
 import itertools
@@ -40,52 +43,54 @@ class FeatureNetwork(gpytorch.Module):
     prior on its lengthscales, as `kernels.dimension_scaled_matern` has, or the fit slides along their ratio for ever.
 
     Args:
-        widths: inputs, units of each hidden layer, features; at least the two ends.
+        n_inputs: d, columns of X, of about unit variance; there are as many features.
+        hidden: units of each hidden layer.
         activation: of the hidden layers, one of `ACTIVATIONS`.
-        weight_scale: s; under the prior a feature's standard deviation is about s for inputs of unit variance.
+        weight_scale: s; larger ones let fewer data bend the inputs further, at ½ all but the clearest leave them.
         seed: of the start, which is a draw from the prior.
 
-    Attributes:
-        n_inputs, n_features: the ends of `widths`.
-
     Raises:
-        InputError: for an unknown activation, fewer than two widths, or one below 1.
+        InputError: for an unknown activation, no hidden layer, sizes below 1 or a scale that is not positive.
 
     Example:
-        >>> network = FeatureNetwork([3, 16, 2])
+        >>> network = FeatureNetwork(3)
         >>> network(torch.zeros(5, 3, dtype=torch.float64)).shape
-        torch.Size([5, 2])
+        torch.Size([5, 3])
     """
 
     def __init__(
-        self, widths: Sequence[int], *, activation: str = "tanh", weight_scale: float = 1.0, seed: int = 0
+        self,
+        n_inputs: int,
+        hidden: Sequence[int] = (16,),
+        *,
+        activation: str = "tanh",
+        weight_scale: float = 0.7,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise InputError(f"`activation` must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}.")
-        if len(widths) < 2 or min(widths) < 1:
-            raise InputError(f"`widths` must be two or more numbers of at least 1; got {list(widths)}.")
+        if not hidden or min(n_inputs, *hidden) < 1:
+            raise InputError(
+                f"`n_inputs` and one or more `hidden` sizes must be at least 1; got {n_inputs} and {list(hidden)}."
+            )
         if not 0 < weight_scale < math.inf:
             raise InputError(f"`weight_scale` must be positive and finite; got {weight_scale}.")
-        self.widths, self.activation, self.weight_scale, self.seed = tuple(widths), activation, weight_scale, seed
+        self.n_inputs, self.hidden, self.activation = n_inputs, tuple(hidden), activation
+        self.weight_scale, self.seed = weight_scale, seed
         generator = torch.Generator().manual_seed(seed)
         draw = [
             torch.randn(after, before + 1, dtype=torch.float64, generator=generator)
-            for before, after in itertools.pairwise(widths)
+            for before, after in itertools.pairwise([n_inputs, *hidden, n_inputs])
         ]
         self.weights = torch.nn.ParameterList([part[:, :-1].clone() for part in draw])
         self.biases = torch.nn.ParameterList([part[:, -1].clone() for part in draw])
         self.register_prior("weights_prior", standard_normal(), _flat)
 
     @property
-    def n_inputs(self) -> int:
-        """Columns of X."""
-        return self.widths[0]
-
-    @property
     def n_features(self) -> int:
-        """Columns of φ(X)."""
-        return self.widths[-1]
+        """Columns of φ(X): as many as X has."""
+        return self.n_inputs
 
     def forward(self, X: Tensor, modulate: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
         """Features.
@@ -96,7 +101,7 @@ class FeatureNetwork(gpytorch.Module):
                 ``(*batch, n, units)``; nothing if None.
 
         Returns:
-            φ(X), ``(*batch, n, features)``.
+            φ(X), ``(*batch, n, d)``.
 
         Raises:
             ShapeError: if X has another number of columns.
@@ -109,12 +114,13 @@ class FeatureNetwork(gpytorch.Module):
             h = torch.nn.functional.linear(h, scale * weight, self.weight_scale * bias)
             if layer < last:
                 h = ACTIVATIONS[self.activation](h if modulate is None else modulate(layer, h))
-        return h
+        return X + h
 
     def description(self) -> dict[str, Any]:
         """The arguments that make such a network, as JSON-able data."""
         return {
-            "widths": list(self.widths),
+            "n_inputs": self.n_inputs,
+            "hidden": list(self.hidden),
             "activation": self.activation,
             "weight_scale": self.weight_scale,
             "seed": self.seed,
@@ -123,7 +129,8 @@ class FeatureNetwork(gpytorch.Module):
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "FeatureNetwork":
         """The inverse of `description`, before its tensors are set."""
-        return cls(**{name: description[name] for name in ("widths", "activation", "weight_scale", "seed")})
+        names = ("n_inputs", "hidden", "activation", "weight_scale", "seed")
+        return cls(**{name: description[name] for name in names})
 
 
 def standard_normal(stddev: float = 1.0) -> NormalPrior:

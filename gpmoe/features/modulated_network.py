@@ -30,10 +30,10 @@ class ModulatedNetwork(gpytorch.Module):
         spread: standard deviation of γ about one and of β about zero under the prior.
 
     Raises:
-        InputError: for a body without hidden layer, which has nothing to modulate.
+        InputError: for a spread that is not positive.
 
     Example:
-        >>> body = FeatureNetwork([1, 8, 2])
+        >>> body = FeatureNetwork(1)
         >>> first, second = ModulatedNetwork(body), ModulatedNetwork(body)
         >>> first.body is second.body
         True
@@ -41,23 +41,20 @@ class ModulatedNetwork(gpytorch.Module):
 
     def __init__(self, body: FeatureNetwork, *, spread: float = 0.5) -> None:
         super().__init__()
-        if len(body.widths) < 3:
-            raise InputError(f"`body` must have a hidden layer to modulate; got widths {list(body.widths)}.")
         if not spread > 0:
             raise InputError(f"`spread` must be positive; got {spread}.")
         self.body, self.spread = body, spread
-        hidden = body.widths[1:-1]
-        self.gains = torch.nn.ParameterList([torch.zeros(units, dtype=torch.float64) for units in hidden])
-        self.shifts = torch.nn.ParameterList([torch.zeros(units, dtype=torch.float64) for units in hidden])
+        self.gains = torch.nn.ParameterList([torch.zeros(units, dtype=torch.float64) for units in body.hidden])
+        self.shifts = torch.nn.ParameterList([torch.zeros(units, dtype=torch.float64) for units in body.hidden])
         self.register_prior("modulation_prior", standard_normal(spread), _own)
 
     @property
     def n_features(self) -> int:
-        """Columns of φ(X)."""
+        """Columns of φ(X): as many as X has."""
         return self.body.n_features
 
     def forward(self, X: Tensor) -> Tensor:
-        """φ(X) of X ``(*batch, n, d)``, ``(*batch, n, features)``."""
+        """φ(X) of X ``(*batch, n, d)``, ``(*batch, n, d)``."""
         features: Tensor = self.body(X, self._modulate)
         return features
 
