@@ -244,12 +244,14 @@ def test_every_horizon_reads_the_last_score_before_it(controls: str) -> None:
         assert_allclose(found[horizon].auprc.value, average_precision_score(matched.is_case, scores))
 
 
-def test_controls_of_equal_length_take_the_clock_away() -> None:
+@pytest.mark.parametrize("per_case", [None, 3])
+def test_controls_of_equal_length_take_the_clock_away(per_case: int | None) -> None:
     series, _ = watched(600, seed=4, event_share=0.2)
-    matched = matched_controls(series, controls="length")
+    matched = matched_controls(series, controls="length", per_case=per_case)
     cases = np.sort(matched.time[matched.is_case == 1])
     each = int((matched.is_case == 0).sum() / len(cases))
     assert_array_equal(np.sort(matched.time[matched.is_case == 0]), np.repeat(cases, each))
+    assert per_case in (None, each)
     last = series.grid_times[series.grid_offsets[1:] - 1][matched.which]
     assert (last >= matched.time)[matched.is_case == 0].all()
     assert len(np.unique(matched.which)) == len(matched.which)

@@ -1,7 +1,7 @@
 """What alarms achieved: events found, lead time, alarms a day, false alarms for each true one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -71,7 +71,7 @@ class AlarmReport:
     false_per_true: Estimate
     alarms_per_day: Estimate
     lead: dict[float, Estimate]
-    leads: Array
+    leads: Array = field(repr=False)
 
 
 def tally(series: RaggedSeries, raised: ArrayLike, window: DetectionWindow) -> AlarmTally:

@@ -42,16 +42,22 @@ class MatchedControls:
 
 
 def matched_controls(
-    series: RaggedSeries, *, controls: str = "length", longest: float = 7.0, seed: int | None = 0
+    series: RaggedSeries,
+    *,
+    controls: str = "length",
+    per_case: int | None = None,
+    longest: float = 7.0,
+    seed: int | None = 0,
 ) -> MatchedControls:
     """Cases that have a grid time at least `longest` before their event, and controls that have one likewise.
 
-    Under "length" every case gets the same number of controls, the largest number that there are for each; if there
-    is not even one for some, the cases without are left out.
+    Under "length" every case gets the same number of controls, and cases for which there are not so many, mostly
+    late ones, are left out. Under "random" all cases and controls are taken.
 
     Args:
         series: with event times.
         controls: "random" or "length".
+        per_case: controls a case under "length"; by default the largest number that leaves no case out, at least 1.
         longest: horizon that all of them must allow.
         seed: of NumPy's generator.
 
@@ -62,6 +68,8 @@ def matched_controls(
         raise InputError("horizons need `event_time` of the series, infinite where there is none.")
     if controls not in ("random", "length"):
         raise InputError(f"`controls` must be 'random' or 'length'; got {controls!r}.")
+    if per_case is not None and per_case < 1:
+        raise InputError(f"`per_case` must be at least 1; got {per_case}.")
     rng = np.random.default_rng(seed)
     some = np.diff(series.grid_offsets) > 0
     first, last = np.full((2, len(series)), np.nan)
@@ -72,7 +80,7 @@ def matched_controls(
     if controls == "random":
         given = rng.uniform(first[others] + longest, last[others])
     else:
-        cases, others, given = _of_equal_length(rng, series.event_time, cases, others, first + longest, last)
+        cases, others, given = _of_equal_length(rng, series.event_time, cases, others, first + longest, last, per_case)
     if not len(cases) or not len(others):
         raise InputError(f"{len(cases)} cases and {len(others)} controls reach {longest} before the event; need both.")
     is_case = np.repeat([1.0, 0.0], [len(cases), len(others)])
@@ -85,6 +93,7 @@ def horizon_ranking(
     *,
     horizons: Sequence[float] = HOURS,
     controls: str = "length",
+    per_case: int | None = None,
     seed: int | None = 0,
     bootstrap: Bootstrap = DEFAULT,
 ) -> dict[float, RankingScores]:
@@ -94,7 +103,7 @@ def horizon_ranking(
         series: with event times.
         risk: at each grid time, from the past alone, ``(G,)``.
         horizons: in the unit of time of the series.
-        controls: "random" or "length"; see the head of this module.
+        controls, per_case: as in `matched_controls`; see the head of this module.
         seed: of the matching.
         bootstrap: how intervals are made, over cases and controls.
 
@@ -109,7 +118,7 @@ def horizon_ranking(
         0.5
     """
     score = checked_risk(series, risk)
-    matched = matched_controls(series, controls=controls, longest=max(horizons), seed=seed)
+    matched = matched_controls(series, controls=controls, per_case=per_case, longest=max(horizons), seed=seed)
     result = {}
     for horizon in horizons:
         row = _last_row(series, matched.which, matched.time - horizon)
@@ -119,15 +128,22 @@ def horizon_ranking(
 
 
 def _of_equal_length(
-    rng: np.random.Generator, event: Array, cases: Index, others: Index, reach: Array, last: Array
+    rng: np.random.Generator,
+    event: Array,
+    cases: Index,
+    others: Index,
+    reach: Array,
+    last: Array,
+    per_case: int | None,
 ) -> tuple[Index, Index, Array]:
     """Cases, their controls and the times given to those: the longest cases choose first, as fewest reach them."""
     cases = cases[np.argsort(-event[cases], kind="stable")]
     others = rng.permutation(others)
     others = others[np.argsort(-last[others], kind="stable")]
     reached = np.searchsorted(-last[others], -event[cases], side="right")  # controls that go on at each event
-    each = int((reached // np.arange(1, len(cases) + 1)).min(initial=len(others))) if len(cases) else 0
-    each, kept, chosen, given = max(each, 1), [], [], []
+    enough = (reached // np.arange(1, len(cases) + 1)).min(initial=len(others))
+    each = max(int(enough), 1) if per_case is None else per_case
+    kept, chosen, given = [], [], []
     free = np.ones(len(others), dtype=bool)
     for case, n in zip(cases, reached, strict=True):
         pool = np.flatnonzero(free[:n] & (reach[others[:n]] <= event[case]))
