@@ -28,7 +28,10 @@ class RankingScores:
 
 
 class Ranking:
-    """Rows sorted once by score, so that each weighting of their series costs two cumulative sums.
+    """Rows sorted once by score, so that each weighting of their series costs one sum over rows.
+
+    Rows of one score that has positives are one segment, and so are the negatives between two such: neither area
+    changes within a segment but linearly.
 
     Args:
         score: ``(n,)``.
@@ -42,20 +45,26 @@ class Ranking:
 
     def __init__(self, score: Array, label: Array, owner: Index) -> None:
         order = np.argsort(-score, kind="stable")
-        self.owner, self.positive = owner[order], label[order] > 0
-        self.ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+        first = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)
+        tied = np.searchsorted(first, np.arange(len(order)), side="right") - 1
+        positive = np.flatnonzero(label[order] > 0)
+        has = np.bincount(tied[positive], minlength=len(first)) > 0
+        begins = has | np.concatenate([[True], has[:-1]])[: len(has)]
+        self.owner, self.starts = owner[order], first[begins]
+        self.positive_owner, self.segment = self.owner[positive], (np.cumsum(begins) - 1)[tied[positive]]
 
     def areas(self, weights: Array) -> tuple[float, float]:
         """AUROC and average precision when series count with these weights ``(N,)``; NaN if a class is missing."""
-        weight = weights[self.owner]
-        total = np.cumsum(weight)[self.ends]
-        hits = np.cumsum(np.where(self.positive, weight, 0.0))[self.ends]
-        if not hits[-1] or hits[-1] == total[-1]:
+        if not len(self.starts):
             return np.nan, np.nan
-        new_hits = np.diff(hits, prepend=0.0)
-        new_false = np.diff(total - hits, prepend=0.0)
-        area = (new_false * (hits - new_hits / 2)).sum() / (hits[-1] * (total[-1] - hits[-1]))
-        precision = hits / np.maximum(total, np.finfo(float).tiny)
+        total = np.add.reduceat(weights[self.owner], self.starts)
+        new_hits = np.bincount(self.segment, weights[self.positive_owner], minlength=len(total))
+        new_false = total - new_hits
+        hits, false = np.cumsum(new_hits), np.cumsum(new_false)
+        if not hits[-1] or not false[-1]:
+            return np.nan, np.nan
+        area = (new_false * (hits - new_hits / 2)).sum() / (hits[-1] * false[-1])
+        precision = hits / np.maximum(hits + false, np.finfo(float).tiny)
         return float(area), float((new_hits * precision).sum() / hits[-1])
 
 
