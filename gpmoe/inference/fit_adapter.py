@@ -66,7 +66,7 @@ def adapter_from_data(
         noise=_NOISE_SHARE * mean_square,
     )
     with torch.no_grad():
-        adapter.mixing *= mean_square.sqrt().unsqueeze(-1)
+        adapter.mixing.mul_(mean_square.sqrt().unsqueeze(-1))
     return adapter.to(batch.time)
 
 
