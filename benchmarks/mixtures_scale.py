@@ -1,4 +1,4 @@
-"""Mixtures at scale: a million rows, growth of fit time, regression tables, and prediction beside SMT's mixture.
+"""Mixtures at scale: a million rows, growth of fit time, and prediction beside SMT's mixture.
 
 SMT is a peer for development alone: `pip install --no-deps --target FOLDER smt pydoe jenn orjson jsonpointer jsonschema
 jsonschema-specifications attrs referencing rpds-py` and set ``GPMOE_SMT=FOLDER``.
@@ -9,20 +9,17 @@ import os
 import sys
 import time
 import warnings
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import DATA, Case, Figures, Results, Run, Suite, Table
-from benchmarks.large_sparse import load_masked
+from benchmarks.harness import Case, Figures, Results, Run, Suite, Table
 from benchmarks.tables import duration, number, verdict
 
 Array = NDArray[np.float64]
-SCALE, UCI, PREDICT = "two-regime GP, 8 inputs", "uci10", "prediction with 8 experts"
-MIXTURE, GP, SVGP, SMT = "gpmoe mixture, svi", "gpmoe GP", "gpmoe SVGP-512", "SMT"
-TABLES = ("elevators", "pol", "pumadyn32nm")
+SCALE, PREDICT = "two-regime GP, 8 inputs", "prediction with 8 experts"
+MIXTURE, SMT = "gpmoe mixture, svi", "SMT"
 FEATURES, NOISE = 500, (0.1, 0.5)
 NEW = 100_000  # points to predict
 PEER_POINTS = 500  # points that SMT predicts one by one; its time for more is in proportion
@@ -92,28 +89,6 @@ def scale_run(n: int, n_inducing: int, epochs: int, new: int) -> Run:
     return Run(lambda: quietly(mixture(2, n_inducing, epochs), X, y), figures)
 
 
-def uci_run(library: str, data: str, n: int | None) -> Run:
-    X, y, X_new, y_new = (part.numpy() for part in load_masked(data, 0))
-    X, y = X[:n], y[:n]
-
-    def make() -> Any:
-        from gpmoe.estimators.gp_regressor import GPRegressor
-        from gpmoe.estimators.sparse_gp_regressor import SparseGPRegressor
-
-        if library == GP:
-            return GPRegressor(random_state=0)
-        if library == SVGP:
-            return SparseGPRegressor(512, inference="stochastic", max_iterations=30, random_state=0)
-        return mixture(2, 256, 30)
-
-    def figures(model: Any) -> Figures:
-        predictive = model.predict_dist(X_new)
-        rmse = float(np.sqrt(np.square(predictive.mean - y_new).mean()))
-        return {"log_score": float(predictive.log_prob(y_new).mean()), "rmse": rmse}
-
-    return Run(lambda: quietly(make(), X, y), figures)
-
-
 # SMT.
 
 
@@ -177,30 +152,18 @@ def scale_case(n: int, small: bool) -> Case:
     return Case(SCALE, MIXTURE, scale_run, {"n": n, **options}, repetitions=1, warm_up=0, isolated=True)
 
 
-def uci_case(library: str, data: str, small: bool) -> Case:
-    parameters = {"data": data, "n": 300 if small else None}
-    return Case(UCI, library, partial(uci_run, library), parameters, repetitions=1, warm_up=0)
-
-
 def predict_case(library: str, small: bool) -> Case:
     parameters = {"n": 200 if small else 2000, "new": 1000 if small else NEW}
     prepare = predict_smt if library == SMT else predict_ours
     return Case(PREDICT, library, prepare, parameters, repetitions=1 if small else 3)
 
 
-def uci_tables(small: bool) -> tuple[str, ...]:
-    return tuple(name for name in (TABLES[:1] if small else TABLES) if (DATA / "uci10" / name).is_dir())
-
-
 def cases(small: bool) -> list[Case]:
-    if len(uci_tables(False)) < len(TABLES):
-        print(f"mixtures_scale: tables skipped that are not in {DATA / 'uci10'}; set GPMOE_DATA")
     peer = [SMT] if smt_moe() is not None else []
     if not peer:
         print("mixtures_scale: SMT skipped, not installed; see the module's first lines")
     return [
         *(scale_case(n, small) for n in sizes(small)),
-        *(uci_case(library, data, small) for data in uci_tables(small) for library in (GP, SVGP, MIXTURE)),
         *(predict_case(library, small) for library in (MIXTURE, *peer)),
     ]
 
@@ -226,23 +189,6 @@ def exponent(results: Results, small: bool) -> float:
     n = np.log(sizes(small))
     seconds = np.log([results.median(scale_case(size, small)) for size in sizes(small)])
     return float(np.polyfit(n, seconds, 1)[0]) if np.isfinite(seconds).all() else float("nan")
-
-
-def uci_row(results: Results, library: str, data: str, small: bool) -> list[str]:
-    case, exact, svgp = (uci_case(name, data, small) for name in (library, GP, SVGP))
-    score, seconds = results.median(case, "log_score"), results.median(case)
-    share = seconds / results.median(exact)
-    bars = ["", ""]
-    if library == MIXTURE:
-        bars = [verdict(score, results.median(svgp, "log_score")), verdict(share, 0.1, at_most=True)]
-    return [
-        data,
-        library,
-        number(score) + bars[0],
-        number(results.median(case, "rmse")),
-        duration(seconds),
-        number(share) + bars[1],
-    ]
 
 
 def predict_rows(results: Results, small: bool) -> list[list[str]]:
@@ -275,12 +221,6 @@ def tables(results: Results, small: bool) -> list[Table]:
             " the full mixture; each case in a process of its own.",
         ],
     )
-    uci = Table(
-        UCI,
-        ["data", "model", "log score", "RMSE", "fit", "share of the exact GP's time"],
-        [uci_row(results, library, data, small) for data in uci_tables(small) for library in (GP, SVGP, MIXTURE)],
-        ["Mask 0, standardised by the training rows; mixture: two experts of 256 inducing points, 30 passes."],
-    )
     predict = Table(
         PREDICT,
         ["library", f"{NEW:,} points" if not small else "points", "SMT / gpmoe", "median σ² / law", "least σ² / law"],
@@ -291,7 +231,7 @@ def tables(results: Results, small: bool) -> list[Table]:
             " gate and experts; 1 would be right, less is overconfident.",
         ],
     )
-    return [scale, uci, predict]
+    return [scale, predict]
 
 
 SUITE = Suite("mixtures_scale", cases, tables)

@@ -25,11 +25,11 @@ figure = Figure(figsize=(8, 6), layout="constrained")
 top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
 grid = np.linspace(X.min(), X.max(), 300)[:, None]
 curves = expert_curves(mixture, grid)
-plot_band(posterior_band(mixture, grid, include_latent=False), top, with_mean=False)
+plot_band(posterior_band(mixture, grid, include_latent=False), top, with_mean=False, colour="grey")
 plot_experts(curves, top, X=X, y=y, xlabel="", ylabel="acceleration (g)")
 plot_gate(curves, bottom, xlabel="time after impact (ms)")
 figure.savefig("mixture.png", dpi=120)
 
 # Expected:
-# experts: 4
+# experts: 3
 # 5 ms: one GP's interval is some 80 g wide, the mixture's under 10 g

@@ -260,6 +260,9 @@ def _draw_band(
 
 def _draw_intervals(ax: "Axes", target: str, predictions: pl.DataFrame, coverage: float) -> None:
     """Intervals against the observed target where the table holds it, else in the order of the means."""
+    from gpmoe.plotting.ink import BLUE, open_axes
+
+    open_axes(ax)
     observed = "target" in predictions.columns
     predictions = predictions if observed else predictions.sort("mean")
     mean = predictions["mean"].to_numpy()
@@ -267,11 +270,12 @@ def _draw_intervals(ax: "Axes", target: str, predictions: pl.DataFrame, coverage
     below, above = mean - predictions["lower"].to_numpy(), predictions["upper"].to_numpy() - mean
     label = f"mean and {coverage:.0%} interval"
     bounds = np.maximum([below, above], 0.0)  # the mean of a mixture may lie outside a narrow interval
-    ax.errorbar(place, mean, yerr=bounds, fmt="o", markersize=3, elinewidth=0.8, label=label)
+    pale = (BLUE, 0.45)
+    ax.errorbar(place, mean, bounds, fmt="o", color=BLUE, ecolor=pale, elinewidth=1.0, markersize=3, label=label)
     if observed:
-        ax.axline((float(mean[0]), float(mean[0])), slope=1, color="black", linewidth=0.8, label="observed = predicted")
+        ax.axline((float(mean[0]), float(mean[0])), slope=1, color="grey", linewidth=0.8, label="observed = predicted")
     ax.set(xlabel=f"observed {target}" if observed else "rows, by predicted mean", ylabel=f"predicted {target}")
-    ax.legend()
+    ax.legend(frameon=False, fontsize="small")
 
 
 def _expect_fraction(option: str, value: float) -> None:

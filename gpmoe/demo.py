@@ -184,10 +184,12 @@ def _draw(figure: "Figure", problem: _Problem) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     grid = np.linspace(problem.X.min(), problem.X.max(), 300)[:, None]
     lower, upper = _estimator("gp", problem).fit(problem.X, problem.y).predict_dist(grid).interval(0.9)
-    top.fill_between(grid[:, 0], lower, upper, color="0.5", alpha=0.2, linewidth=0, label="90% of plain GP")
+    for end, label in ((lower, "90% of plain GP"), (upper, "_")):
+        top.plot(grid[:, 0], end, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)), label=label)
     mixture = _estimator("moe", problem).fit(problem.X, problem.y)
     curves = expert_curves(mixture, grid)
-    plot_band(posterior_band(mixture, grid, levels=(0.5, 0.9), include_latent=False), top, with_mean=False)
+    band = posterior_band(mixture, grid, levels=(0.5, 0.9), include_latent=False)
+    plot_band(band, top, with_mean=False, colour="grey")
     plot_experts(curves, top, X=problem.X, y=problem.y, xlabel="", ylabel="acceleration (g)")
     top.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
     plot_gate(curves, bottom, xlabel="time after impact (ms)")

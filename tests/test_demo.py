@@ -34,6 +34,10 @@ class Constant:
         mean, variance = self.moments_
         return Predictive.mixture(ones / self.n_experts, mean * ones, variance * ones)
 
+    def predict_experts(self, X) -> list[Predictive]:
+        mean, variance = self.moments_
+        return [Predictive.gaussian(np.full(len(X), mean), np.full(len(X), variance))] * self.n_experts
+
     def predict_gate_probs(self, X):
         return np.full((len(X), self.n_experts), 1.0 / self.n_experts)
 

@@ -16,6 +16,7 @@ from gpmoe.errors import InputError, ShapeError
 from gpmoe.inference import Cholesky, choose_n_experts, fit, fit_mixture
 from gpmoe.inference.mixture_starts import merge_experts
 from gpmoe.inference.vbem import run_em
+from gpmoe.linalg.gaussian_sites import site_posterior
 from gpmoe.models import ExactGP, MixtureOfExperts
 from gpmoe.models.heteroscedastic_gp import HeteroscedasticGP
 from gpmoe.models.linear_expert import LinearExpert
@@ -354,3 +355,35 @@ def test_a_rival_is_kept_where_its_evidence_is_larger() -> None:
 def test_wrong_arguments_are_named(table, call: Callable, error: type, text: str) -> None:
     with pytest.raises(error, match=text):
         call(*table)
+
+
+def test_sharp_factors_on_repeated_rows_lose_no_digits(table) -> None:
+    X = table[0][:5].repeat(4, 1)
+    K = ExactGP(X, X[:, 0], noise=1.0).covar_module(X).to_dense().detach()
+    y = X[:, 0].sin()
+    got = site_posterior(K, torch.full_like(y, 1e10), 1e10 * y)
+    assert_close(got.mean, y, rtol=0, atol=1e-7)
+    assert_close(K @ got.alpha, y, rtol=0, atol=1e-7)
+
+
+def test_factors_of_any_precision_have_the_posterior_of_dense_algebra(table, normal) -> None:
+    K = ExactGP(*table, noise=1.0).covar_module(table[0]).to_dense().detach() + 0.1 * torch.eye(20, dtype=torch.float64)
+    precision, linear = 10 ** (3 * normal(20) - 3), normal(20)
+    precision[:3] = 0.0
+    linear[1] = 0.0
+    got = site_posterior(K, precision, linear)
+    S = (K.inverse() + precision.diag()).inverse()
+    assert_close(got.mean, S @ linear, rtol=1e-7, atol=1e-8)
+    assert_close(got.variance, S.diagonal(), rtol=1e-7, atol=1e-8)
+    assert_close(K @ got.alpha, got.mean, rtol=1e-7, atol=1e-8)
+    q, prior = (torch.distributions.MultivariateNormal(mean, cov) for mean, cov in ((S @ linear, S), (0 * linear, K)))
+    assert got.divergence == pytest.approx(float(torch.distributions.kl_divergence(q, prior)), rel=1e-7)
+    assert got.half_log_det == pytest.approx(0.5 * float(K.logdet() - S.logdet()), rel=1e-7)
+
+
+def test_a_heteroscedastic_gp_interpolates_repeated_rows() -> None:
+    X = torch.linspace(-1, 1, 6, dtype=torch.float64).unsqueeze(-1).repeat_interleave(4, 0)
+    y = (3 * X[:, 0]).sin()
+    gp = HeteroscedasticGP(X, y)
+    fit(gp)
+    assert_close(gp.marginals(X)[0], y, rtol=0, atol=1e-3)

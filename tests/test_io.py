@@ -64,6 +64,9 @@ MODELS: dict[str, Callable[[], GPRegressor | MixtureOfExpertsRegressor]] = {
     "moe, auto": lambda: MixtureOfExpertsRegressor(random_state=0),
     "moe, kernel": lambda: MixtureOfExpertsRegressor(2, GPRegressor(user_kernel()), random_state=0),
     "moe, noise": lambda: MixtureOfExpertsRegressor(2, GPRegressor(noise=0.05), random_state=0),
+    "moe, kinds": lambda: MixtureOfExpertsRegressor(expert=["gp", "linear", "constant", "null"], random_state=0),
+    "moe, noisy kinds": lambda: MixtureOfExpertsRegressor(expert=["heteroscedastic", "student_t"], random_state=0),
+    "moe, one noisy": lambda: MixtureOfExpertsRegressor(1, "heteroscedastic", random_state=0),
     "moe, own gate": lambda: MixtureOfExpertsRegressor(2, gate=SoftmaxGate(2, 2, precision=2.0), random_state=0),
 }
 
@@ -337,11 +340,12 @@ def test_a_class_that_is_not_known_is_refused(path: Path, name: object) -> None:
 
 
 @pytest.mark.parametrize("name", [*EVIL, "Kernel", "GridKernel"])
-@pytest.mark.parametrize("place", ["kernels", "gate", "constraint", "prior"])
+@pytest.mark.parametrize("place", ["experts", "kernels", "gate", "constraint", "prior"])
 def test_a_part_that_is_not_known_is_refused(path: Path, place: str, name: object) -> None:
     header, tensors = parts_of(path)
-    kernel = header["data"]["kernels"][0]
+    kernel = header["data"]["experts"][0]["kernel"]
     named = {
+        "experts": header["data"]["experts"][0],
         "kernels": kernel,
         "gate": header["data"]["gate"],
         "constraint": kernel["constraints"]["raw_outputscale"],
@@ -356,8 +360,9 @@ def test_a_part_that_is_not_known_is_refused(path: Path, place: str, name: objec
 def test_evil_names_run_nothing(path: Path, tmp_path: Path) -> None:
     header, tensors = parts_of(path)
     mark = tmp_path / "ran"
-    header["data"]["kernels"][0] = {**header["data"]["kernels"][0], "type": f"os.system('touch {mark}')"}
-    header["data"]["kernels"][1]["priors"] = {"__class__": {"type": "GammaPrior", "arguments": {}}}
+    first, second = (part["kernel"] for part in header["data"]["experts"])
+    header["data"]["experts"][0]["kernel"] = {**first, "type": f"os.system('touch {mark}')"}
+    second["priors"] = {"__class__": {"type": "GammaPrior", "arguments": {}}}
     write(path, header, tensors)
     with pytest.raises(FileFormatError):
         load(path)
@@ -399,7 +404,7 @@ def test_tensors_of_another_dtype_are_refused_or_read_as_numbers(path: Path, dty
     assert {name: text for name, text in outcomes.items() if text not in ("refused", "accepted")} == {}
 
 
-@pytest.mark.parametrize("key", ["arguments", "expert", "kernels", "gate", "scaling", "report", "n_features"])
+@pytest.mark.parametrize("key", ["arguments", "expert", "experts", "gate", "scaling", "report", "n_features"])
 def test_missing_data_are_refused(path: Path, key: str) -> None:
     header, tensors = parts_of(path)
     del header["data"][key]
@@ -417,8 +422,8 @@ def test_missing_data_are_refused(path: Path, key: str) -> None:
         ("n_features", "two"),
         ("feature_names", ["only one"]),
         ("report", {}),
-        ("kernels", []),
-        ("kernels", "RBFKernel"),
+        ("experts", []),
+        ("experts", "gp"),
         ("gate", {"type": "gp", "n_experts": 5, "n_features": 2, "kernel": {}}),
         ("arguments", {"n_experts": 2, "gate": "gp", "inference": "vbem", "random_state": 0, "evil": 1}),
         ("expert", {"kernel": {"type": "os.system"}}),

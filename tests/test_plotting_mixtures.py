@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, NonFiniteError, ShapeError
-from gpmoe.plotting.experts import expert_curves, plot_experts
+from gpmoe.plotting.experts import expert_curves, plot_experts, plot_gate
 from gpmoe.plotting.ink import EXPERT_COLOURS
 from gpmoe.plotting.partition_map import partition_map, plot_partition_map
 from gpmoe.plotting.responsibilities import plot_responsibilities, responsibility_points
@@ -73,9 +73,16 @@ def test_responsibilities_are_sorted_and_drawn_in_the_experts_colours() -> None:
     assert_array_equal(points.x, [1.0, 2.0, 3.0])
     assert_array_equal(points.responsibilities[:, 0], [1.0, 0.5, 0.2])
     ax = plot_responsibilities(points, xlabel="time [s]")
-    assert_array_equal(ax.lines[1].get_ydata(), [0.0, 0.5, 0.8])
+    assert_array_equal(ax.lines[1].get_xdata(), [2.0, 3.0])  # what is not responsible has no dot
+    assert_array_equal(ax.lines[1].get_ydata(), [0.5, 0.8])
     assert [line.get_color() for line in ax.lines] == list(EXPERT_COLOURS[:2])
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("time [s]", "responsibility")
+
+
+def test_responsibilities_on_the_axes_of_a_gate_name_each_expert_once() -> None:
+    ax = plot_gate(expert_curves(TwoSides(), [[0.0], [1.0]]))
+    plot_responsibilities(responsibility_points([[0.0], [1.0]], [[0.5, 0.5], [0.1, 0.9]]), ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["expert 1", "expert 2"]
 
 
 def test_usage_counts_the_experts_that_are_in_use() -> None:
@@ -102,10 +109,9 @@ class TwoSides:
         right = 1 / (1 + np.exp(-4.0 * np.ravel(X)))
         return np.stack([1 - right, right], axis=1)
 
-    def predict_dist(self, X):
+    def predict_experts(self, X):
         x = np.ravel(X)
-        variances = np.stack([0.04 + 0 * x, 0.25 + 0 * x], axis=1)
-        return Predictive.mixture(self.predict_gate_probs(X), np.stack([x, -2 * x], axis=1), variances)
+        return [Predictive.gaussian(x, 0.04 + 0 * x), Predictive.gaussian(-2 * x, 0.25 + 0 * x)]
 
 
 def test_experts_have_bands_that_fade_with_their_gate() -> None:

@@ -4,10 +4,13 @@ import sys
 import warnings
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
+from scipy.special import log_ndtr, logsumexp
+from scipy.stats import poisson
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -293,6 +296,29 @@ def test_other_likelihoods_raise_their_bound(likelihood, regimes: Table) -> None
     assert value_of(moe.elbo()) <= value_of(moe.tight())
     with pytest.raises(InputError, match="no noise variance"):
         moe.predictive(X)
+
+
+@pytest.mark.parametrize("likelihood", [BernoulliLikelihood(), PoissonLikelihood()])
+def test_labels_and_counts_have_the_bound_of_quadrature(likelihood, regimes: Table) -> None:
+    X, f = regimes
+    y = (f > 0).double() if isinstance(likelihood, BernoulliLikelihood) else f.exp().round()
+    moe = sparse_from_clusters(X, y, n_experts=2, likelihood=likelihood, n_inducing=6, seed=0)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    expected, marginal = [], []
+    for expert in moe.all_experts:
+        mean, variance = (part.detach().numpy()[:, None] for part in expert.marginals(X))
+        latent = mean + np.sqrt(variance) * nodes
+        if isinstance(likelihood, BernoulliLikelihood):
+            log_prob = log_ndtr(np.where(y.numpy()[:, None] > 0, latent, -latent))
+        else:
+            log_prob = poisson.logpmf(y.numpy()[:, None], np.logaddexp(0.0, latent))  # GPyTorch's rate is softplus
+        expected.append(log_prob @ weights / weights.sum())
+        marginal.append(logsumexp(log_prob, b=weights / weights.sum(), axis=1))
+    gate = moe.gate.log_probs(X).detach().numpy()
+    divergence = sum(float(expert.bound_terms(X)[2].sum().detach()) for expert in moe.all_experts)
+    for terms, value in ((expected, moe.elbo()), (marginal, moe.tight())):
+        naive = logsumexp(gate + np.stack(terms, 1), axis=1).sum() - divergence
+        assert value_of(value) == pytest.approx(naive, abs=0.02)  # 300 rows, 20 nodes
 
 
 # What can't be.

@@ -176,12 +176,35 @@ def test_a_file_classifies_as_its_model_did(classes: list[Any], tmp_path: Path) 
     assert other.classes_.dtype == model.classes_.dtype
 
 
+def test_the_number_of_experts_for_classes_is_found(tmp_path: Path) -> None:
+    X, y, _ = boundary(400)
+    two = classifier(n_experts="auto", max_iterations=100).fit(X, y)
+    assert two.n_experts_ >= 2
+    smooth = np.where(np.random.default_rng(0).random(400) < ndtr(2 * X[:, 0]), "yes", "no")
+    one = classifier(n_experts="auto", max_iterations=100).fit(X, smooth)
+    assert one.n_experts_ == 1
+    one.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert_array_equal(again.predict_proba(X), one.predict_proba(X))
+    assert (again.n_experts, again.n_experts_) == ("auto", 1)
+
+
+def test_a_probit_gate_of_classes_has_two_experts_at_most() -> None:
+    X, y, _ = boundary(100)
+    assert classifier(n_experts="auto", gate="gp_probit", n_inducing=8).fit(X, y).n_experts_ <= 2
+
+
 def test_labels_must_be_known_and_more_than_one() -> None:
     X, y, _ = boundary(40)
     with pytest.raises(InputError, match="at least two classes; got one class"):
         classifier().fit(X, np.ones(40))
-    with pytest.raises(InputError, match="`n_experts` must be a whole number of at least 1; got 0"):
-        classifier(n_experts=0).fit(X, y)
+    for wrong in (0, "many"):
+        with pytest.raises(
+            InputError, match=f"`n_experts` must be 'auto' or a whole number of at least 1; got {wrong!r}"
+        ):
+            classifier(n_experts=wrong).fit(X, y)
+    with pytest.raises(InputError, match="pass that number as `n_experts` too"):
+        classifier(n_experts="auto", gate=SoftmaxGate(2, 2)).fit(X, y)
     with pytest.raises(InputError, match="got n_experts=41, n_samples=40"):
         classifier(n_experts=41).fit(X, y)
     model = classifier(max_iterations=1, n_inducing=4).fit(X, y)
@@ -216,6 +239,23 @@ def test_every_named_gate_fits_and_is_read_from_a_file(gate: str, inference: str
     again = load(tmp_path / "model")
     assert_array_equal(again.predict(X), model.predict(X))
     assert_array_equal(again.predict_gate_probs(X), model.predict_gate_probs(X))
+
+
+@pytest.mark.parametrize("n_experts", ["auto", 3])
+@pytest.mark.parametrize("gate", sorted(GATES))
+def test_every_named_gate_takes_any_number_of_experts(gate: str, n_experts: Any, tmp_path: Path) -> None:
+    if (gate, n_experts) == ("gp_probit", 3):
+        pytest.skip("has two experts at most; see `test_a_probit_gate_refuses_three_experts`")
+    rng = np.random.default_rng(0)
+    X = np.linspace(-2, 2, 30).reshape(-1, 1)
+    y = np.where(X[:, 0] < 0, np.sin(3 * X[:, 0]), 2.0) + np.where(X[:, 0] < 0, 0.02, 0.4) * rng.standard_normal(30)
+    model = MixtureOfExpertsRegressor(n_experts, gate=gate, random_state=0).fit(X, y)
+    assert model.n_experts_ <= (2 if gate == "gp_probit" else 3)
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert_array_equal(again.predict_dist(X).quantile(0.2), model.predict_dist(X).quantile(0.2))
+    assert_array_equal(again.predict_gate_probs(X), model.predict_gate_probs(X))
+    assert again.get_params()["n_experts"] == n_experts
 
 
 @pytest.mark.parametrize("estimator", [MixtureOfExpertsRegressor, MixtureOfExpertsClassifier])

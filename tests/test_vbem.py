@@ -1,13 +1,16 @@
 """Variational EM: its bound against naive formulas and the exact evidence, its climb, and what it finds."""
 
 import itertools
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 from joblib import parallel_config
+from numpy.testing import assert_allclose
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.testing import assert_close
@@ -16,8 +19,10 @@ from gpmoe import GPRegressor, MixtureOfExpertsRegressor
 from gpmoe.data import load_motorcycle, simulate_two_regimes
 from gpmoe.inference import Cholesky
 from gpmoe.inference.fit import Climber
+from gpmoe.inference.hard_em import fit_hard
 from gpmoe.inference.marginal_likelihood import log_prior
 from gpmoe.inference.plain_evidence import plain_evidence
+from gpmoe.inference.report import FitReport
 from gpmoe.inference.vbem import (
     _expected_log_likelihood,
     choose_n_experts,
@@ -320,3 +325,14 @@ def test_the_written_out_e_step_equals_that_of_the_model(kernel: str | None, tab
     assert value == pytest.approx(float((expert_evidence(expert) + log_prior(expert)).detach()), rel=1e-9)
     wanted = expert.expected_log_likelihood(moe.X, moe.y)
     assert_close(_expected_log_likelihood(climber, moe.X, moe.y), wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_the_report_holds_each_experts_share_after_each_iteration() -> None:
+    X, y, _ = simulate_two_regimes(40, 0)
+    for fit_by in (fit_mixture, fit_hard):
+        moe = MixtureOfExperts(torch.from_numpy(X), torch.from_numpy(y), n_experts=2)
+        report = fit_by(moe, seed=0)
+        assert np.shape(report.usage) == (report.iterations, 2)
+        assert_allclose(np.sum(report.usage, 1), 1.0)
+        assert_allclose(report.usage[-1], moe.responsibilities.mean(0))
+        assert FitReport.from_dict(json.loads(json.dumps(asdict(report)))) == report

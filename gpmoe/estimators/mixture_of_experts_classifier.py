@@ -1,5 +1,6 @@
 """Classification with a mixture of GP experts, front door."""
 
+import warnings
 from dataclasses import asdict
 from os import PathLike
 from typing import Any, cast
@@ -16,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from gpmoe import io
-from gpmoe.errors import InputError, NonFiniteError, ShapeError
+from gpmoe.errors import GPMoEWarning, InputError, NonFiniteError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs
 from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
@@ -24,12 +25,15 @@ from gpmoe.gates import Gate
 from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
 from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
 from gpmoe.inference.hard_em import sparse_from_clusters
-from gpmoe.inference.report import FitReport
+from gpmoe.inference.report import FitReport, warn_about
+from gpmoe.inference.vbem import log_evidence
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.models.categorical_likelihood import CategoricalLikelihood
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 Array = NDArray[np.float64]
+
+_MOST = 4  # experts that "auto" tries
 
 
 class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
@@ -39,11 +43,12 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
     mean and unit variance inside.
 
     Args:
-        n_experts: number of experts.
+        n_experts: number of experts; "auto" adds experts, from one to four, as long as the approximate evidence rises,
+            and takes the time of each fit.
         kernel: GPyTorch kernel of each expert (copied); `kernels.expert_matern` if None.
         gate: "softmax" (linear boundaries), "top_k" (each input to one expert), "activation", "annealed", "neural",
-            "gp", "gp_softmax", "gp_probit" (of two experts), "gaussian_mixture", "dirichlet_process" (prunes experts),
-            "uncertainty_router", "constant", or a `gpmoe.gates.Gate` of `n_experts`.
+            "gp", "gp_softmax", "gp_probit" (two experts at most), "gaussian_mixture", "dirichlet_process" (prunes
+            experts), "uncertainty_router", "constant", or a `gpmoe.gates.Gate` of `n_experts`.
         n_inducing: inducing points of each expert at most.
         max_iterations: how often each row is seen; if None ten times, and more often on fewer than 100,000 rows.
         random_state: fixes starts, random rows and minibatches.
@@ -51,6 +56,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
         classes_: the labels, sorted.
         model_: the fitted `SparseMixtureOfExperts`, in scaled units.
+        n_experts_: number of experts fitted.
         report_: what the fit did; its objective is the evidence bound.
         n_features_in_, feature_names_in_: of the training inputs.
 
@@ -69,7 +75,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_experts: int = 2,
+        n_experts: int | str = 2,
         kernel: Kernel | None = None,
         gate: str | Gate = "softmax",
         n_inducing: int = 64,
@@ -93,32 +99,61 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         self._check_arguments()
         inputs = checked_inputs(self, X, reset=True)
         self.classes_, index = _checked_labels(self, y, len(inputs))
-        if self.n_experts > len(inputs):
+        if self.n_experts != "auto" and int(self.n_experts) > len(inputs):
             raise InputError(
                 f"`n_experts` must be at most the number of rows; got n_experts={self.n_experts}, "
                 f"n_samples={len(inputs)}."
             )
         self.scaling_ = Scaling.learn(inputs, np.zeros(len(inputs)), "standardise")
+        rows, labels = self.scaling_.inputs(inputs), torch.from_numpy(index.astype(np.float64))
         seed = int(check_random_state(self.random_state).randint(2**31))
+        model, self.report_ = self._fit_as_asked(rows, labels, seed)
+        warn_about(self.report_, stacklevel=2)
+        return self._keep(model)
+
+    def _fit_as_asked(self, X: Tensor, y: Tensor, seed: int) -> tuple[SparseMixtureOfExperts, FitReport]:
+        """So many experts, or one more as long as the approximate evidence rises."""
+        if self.n_experts != "auto":
+            return self._fit_number(int(self.n_experts), X, y, seed)
+        best, highest = self._fit_number(1, X, y, seed), -np.inf
+        for k in range(1, min(2 if self.gate == "gp_probit" else _MOST, len(y) // 10) + 1):
+            model, report = best if k == 1 else self._fit_number(k, X, y, seed)
+            evidence = log_evidence(model, report.starts[-1])
+            if evidence <= highest:
+                break
+            best, highest = (model, report), evidence
+        return best
+
+    def _fit_number(self, k: int, X: Tensor, y: Tensor, seed: int) -> tuple[SparseMixtureOfExperts, FitReport]:
         model = sparse_from_clusters(
-            self.scaling_.inputs(inputs),
-            torch.from_numpy(index.astype(np.float64)),
-            n_experts=int(self.n_experts),
+            X,
+            y,
+            n_experts=k,
             likelihood=self._likelihood(),
             kernel=self.kernel,
             gate=self.gate,
             n_inducing=int(self.n_inducing),
             seed=seed,
         )
-        self.report_ = fit_sparse_mixture(model, epochs=self.max_iterations, seed=seed)
+        with warnings.catch_warnings():  # of the one that is kept, `fit` warns
+            warnings.simplefilter("ignore", GPMoEWarning)
+            return model, fit_sparse_mixture(model, epochs=self.max_iterations, seed=seed)
+
+    def _keep(self, model: SparseMixtureOfExperts) -> "MixtureOfExpertsClassifier":
         self.model_ = model.requires_grad_(False)
+        self.n_experts_ = model.n_experts
         return self
 
     def _check_arguments(self) -> None:
         for name in ("n_experts", "n_inducing"):
             value = getattr(self, name)
+            if name == "n_experts" and isinstance(value, str) and value == "auto":
+                continue
             if not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
+                automatic = "'auto' or " if name == "n_experts" else ""
+                raise InputError(f"`{name}` must be {automatic}a whole number of at least 1; got {value!r}.")
+        if self.n_experts == "auto" and not isinstance(self.gate, str):
+            raise InputError("a `gate` object has a fixed number of experts: pass that number as `n_experts` too.")
 
     def _likelihood(self) -> Likelihood:
         classes = len(self.classes_)
@@ -177,7 +212,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         names = getattr(self, "feature_names_in_", None)
         data = {
             "arguments": {
-                "n_experts": int(self.n_experts),
+                "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
                 "kernel": None if self.kernel is None else describe_kernel(self.kernel),
                 "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
                 "n_inducing": int(self.n_inducing),
@@ -218,8 +253,7 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         estimator.classes_ = np.array(data["classes"], dtype=kind)
         if tensors["X"].shape[-1] != estimator.n_features_in_ or len(estimator.scaling_.X_shift) != data["n_features"]:
             raise ShapeError(f"`n_features`, `scaling` and X must agree; n_features is {data['n_features']}.")
-        estimator.model_ = sparse_from_parts(data, tensors)
-        return estimator
+        return estimator._keep(sparse_from_parts(data, tensors))
 
     def _inputs(self, X: Any) -> Tensor:
         check_is_fitted(self, "report_")

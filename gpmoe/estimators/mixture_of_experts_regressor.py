@@ -1,6 +1,7 @@
 """Regression with a mixture of GP experts, front door."""
 
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -11,8 +12,9 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import GPMoEWarning, InputError, ShapeError
+from gpmoe.errors import GPMoEWarning, InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.exact_mixture_parts import exact_from_parts, exact_to_parts, settle
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
@@ -24,7 +26,8 @@ from gpmoe.inference.hard_em import fit_hard, fit_hard_quietly, fit_hard_sparse,
 from gpmoe.inference.report import FitReport
 from gpmoe.inference.solver import Cholesky
 from gpmoe.inference.vbem import choose_n_experts, fit_mixture
-from gpmoe.kernels.description import build_kernel, describe_kernel, share_modules, shared_modules
+from gpmoe.models.expert_kinds import EXPERTS, make_expert
+from gpmoe.models.heteroscedastic_gp import HeteroscedasticGP
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
@@ -32,6 +35,8 @@ Array = NDArray[np.float64]
 
 
 _INFERENCES = ("vbem", "svi", "hard")
+_MOST = 4  # experts that "auto" tries
+_RIVAL_ROWS = 500  # up to which "auto" tries one heteroscedastic GP: there it adds about half to the time
 _EXACT_SHARE = 2000  # rows an expert up to which hard EM has exact experts
 _START_ROWS = 500  # random rows an expert, and
 _LEAST_START_ROWS = 1000  # altogether at least, on which hard EM finds where minibatches start
@@ -44,11 +49,15 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     each regime an expert and predicts with the whole mixture density.
 
     Args:
-        n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises.
-        expert: an unfitted `GPRegressor` whose kernel and noise each expert takes; the default one if None.
+        n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises, and up
+            to 500 rows also tries a single `HeteroscedasticGP` in their place, for noise that changes gradually ("vbem"
+            with GP experts of learned noise; beyond, its cubic cost outgrows the search for the number).
+        expert: an unfitted `GPRegressor` whose kernel and noise each expert takes, or kinds of expert for "vbem": one
+            name for all or a list with one for each, of "gp", "linear", "constant" (with learned noise), "null" (takes
+            outliers), "heteroscedastic" and "student_t"; the default GP if None.
         gate: "softmax" (linear boundaries), "top_k" (each input to one expert), "activation", "annealed", "neural",
-            "gp", "gp_softmax", "gp_probit" (of two experts), "gaussian_mixture", "dirichlet_process" (prunes experts),
-            "uncertainty_router", "constant", or a `gpmoe.gates.Gate` of `n_experts`.
+            "gp", "gp_softmax", "gp_probit" (two experts at most), "gaussian_mixture", "dirichlet_process" (prunes
+            experts), "uncertainty_router", "constant", or a `gpmoe.gates.Gate` of `n_experts`.
         inference: "vbem", conjugate variational EM with exact experts, for thousands of rows; "svi", sparse experts
             from minibatches, for millions; "hard", which gives each point to one expert: exact experts
             up to 2,000 rows an expert, sparse ones beyond.
@@ -78,7 +87,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     def __init__(
         self,
         n_experts: int | str = "auto",
-        expert: GPRegressor | None = None,
+        expert: GPRegressor | str | Sequence[str] | None = None,
         gate: str | Gate = "softmax",
         inference: str = "vbem",
         random_state: Any = None,
@@ -103,7 +112,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         self._check_arguments()
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
-        expert = GPRegressor() if self.expert is None else self.expert
+        expert = self.expert if isinstance(self.expert, GPRegressor) else GPRegressor()
         solver = expert.solver
         if solver is not None and not isinstance(solver, Cholesky):
             raise InputError(f"the expert's `solver` must be None or Cholesky() in a mixture; got {solver!r}.")
@@ -115,19 +124,31 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             model, self.report_ = self._fit_svi(expert, inputs, targets, seed)
         else:
             model, self.report_ = self._fit_hard(expert, inputs, targets, seed)
+        self._keep(model)
+        if isinstance(model, MixtureOfExperts):
+            settle(model)
+        return self
+
+    def _keep(self, model: MixtureOfExperts | SparseMixtureOfExperts) -> None:
         self.model_ = model.requires_grad_(False)
         self.n_experts_ = model.n_experts
         self.responsibilities_: Array = _responsibilities(model)
-        return self
 
     def _fit_vbem(
         self, expert: GPRegressor, solver: Cholesky | None, inputs: Array, targets: Array, seed: int
     ) -> tuple[MixtureOfExperts, FitReport]:
-        if self.n_experts == "auto":
+        k = self._fixed_number()
+        if k is None:
             expect_memory(len(inputs), matrices=4)
-            return choose_n_experts(lambda k: self._model(k, expert, inputs, targets), solver=solver, seed=seed)
-        expect_memory(len(inputs), matrices=int(self.n_experts))
-        model = self._model(int(self.n_experts), expert, inputs, targets)
+            return choose_n_experts(
+                lambda k: self._model(k, expert, inputs, targets),
+                solver=solver,
+                seed=seed,
+                most=self._most(),
+                rivals=self._rivals(expert, inputs, targets),
+            )
+        expect_memory(len(inputs), matrices=k)
+        model = self._model(k, expert, inputs, targets)
         return model, fit_mixture(model, solver=solver, seed=seed)
 
     def _fit_svi(
@@ -147,6 +168,24 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         model = self._sparse(self._start(expert, inputs, targets, seed, k), inputs, targets, seed)
         return model, fit_hard_sparse(model)
 
+    def _fixed_number(self) -> int | None:
+        """How many experts the arguments ask for; None if the data choose."""
+        if self.n_experts != "auto":
+            return int(self.n_experts)
+        return None if self.expert is None or isinstance(self.expert, (GPRegressor, str)) else len(self.expert)
+
+    def _most(self) -> int:
+        """The largest mixture that "auto" tries."""
+        return 2 if self.gate == "gp_probit" else _MOST
+
+    def _rivals(self, expert: GPRegressor, inputs: Array, targets: Array) -> list[MixtureOfExperts]:
+        """One GP with input-dependent noise, where it takes the place of GPs with learned noise and is affordable."""
+        if len(inputs) > _RIVAL_ROWS or expert.noise is not None or self.expert not in (None, "gp", expert):
+            return []
+        X, y = self.scaling_.inputs(inputs), self.scaling_.targets(targets)
+        noisy = HeteroscedasticGP(X, y, kernel=deepcopy(expert.kernel))
+        return [MixtureOfExperts(X, y, experts=[noisy])]
+
     def _number(self, expert: GPRegressor, inputs: Array, targets: Array, seed: int) -> int:
         """How many experts: as asked for, or as the evidence of some rows wants them."""
         if self.n_experts != "auto":
@@ -154,7 +193,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         rows = np.random.default_rng(seed).permutation(len(inputs))[:_START_ROWS]
         with warnings.catch_warnings():  # the search is for the number alone
             warnings.simplefilter("ignore", GPMoEWarning)
-            model, _ = choose_n_experts(lambda k: self._model(k, expert, inputs[rows], targets[rows]), seed=seed)
+            model, _ = choose_n_experts(
+                lambda k: self._model(k, expert, inputs[rows], targets[rows]), seed=seed, most=self._most()
+            )
         return model.n_experts
 
     def _start(
@@ -179,8 +220,32 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             raise InputError(f"`n_inducing` must be a whole number of at least 1; got {self.n_inducing!r}.")
         if self.n_experts != "auto" and (not isinstance(self.n_experts, (int, np.integer)) or self.n_experts < 1):
             raise InputError(f"`n_experts` must be 'auto' or a whole number of at least 1; got {self.n_experts!r}.")
-        if self.n_experts == "auto" and not isinstance(self.gate, str):
+        self._check_kinds()
+        if self._fixed_number() is None and not isinstance(self.gate, str):
             raise InputError("a `gate` object has a fixed number of experts: pass that number as `n_experts` too.")
+
+    def _check_kinds(self) -> None:
+        """What `expert` may be, where it is no `GPRegressor`."""
+        if self.expert is None or isinstance(self.expert, GPRegressor):
+            return
+        single = isinstance(self.expert, str)
+        names = list(self.expert) if isinstance(self.expert, (list, tuple)) else [self.expert]
+        strange = [name for name in names if not isinstance(name, str) or name not in EXPERTS]
+        if strange or not names:
+            raise InputError(
+                f"`expert` must be a GPRegressor, one of {', '.join(map(repr, EXPERTS))}, or a list of such names; got "
+                f"{self.expert!r}."
+            )
+        if self.inference != "vbem" and names != ["gp"]:
+            raise InputError(
+                f"inference={self.inference!r} has Gaussian processes for experts: pass inference='vbem' for "
+                f"expert={self.expert!r}."
+            )
+        if not single and self.n_experts not in ("auto", len(names)):
+            raise InputError(
+                f"`expert` names {len(names)} experts, one each; got n_experts={self.n_experts!r}. Leave `n_experts` "
+                "'auto', or pass one name for all."
+            )
 
     def _model(self, n_experts: int, expert: GPRegressor, inputs: Array, targets: Array) -> MixtureOfExperts:
         noise = None
@@ -189,9 +254,14 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
                 raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
             noise = float(expert.noise) / self.scaling_.y_scale**2  # type: ignore[arg-type]
         self._expect_enough(n_experts, len(inputs))
+        X, y = self.scaling_.inputs(inputs), self.scaling_.targets(targets)
+        if self.expert is not None and not isinstance(self.expert, GPRegressor):
+            names = [self.expert] * n_experts if isinstance(self.expert, str) else self.expert
+            kinds = [make_expert(name, X, y, n_experts) for name in names]
+            return MixtureOfExperts(X, y, experts=kinds, gate=deepcopy(self.gate))
         return MixtureOfExperts(
-            self.scaling_.inputs(inputs),
-            self.scaling_.targets(targets),
+            X,
+            y,
             n_experts=n_experts,
             kernel=expert.kernel,
             noise=noise,
@@ -210,6 +280,17 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             probs: Array = self.model_.gate_probs(self._inputs(X)).numpy()
         return probs
 
+    def predict_experts(self, X: Any) -> list[Predictive]:
+        """Each expert's own p(y | data) at each row of X ``(m, d)``, noise included, in units of y.
+
+        Weighted by `predict_gate_probs` they sum to `predict_dist`.
+        """
+        if isinstance(self.model_, SparseMixtureOfExperts):  # a component is an expert
+            whole = self.predict_dist(X)
+            moments = zip(whole.component_means.T, whole.component_variances.T, strict=True)
+            return [Predictive.gaussian(*each) for each in moments]
+        return [self.scaling_.predictive(each) for each in self.model_.expert_predictives(self._inputs(X))]
+
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets) for each i; see `MixtureOfExperts.leave_one_out`.
 
@@ -223,9 +304,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
-        expert, tensors = (None, {}) if self.expert is None else self.expert.arguments_to_parts()
+        expert, tensors = self._expert_to_parts()
         model = self.model_
-        parts, own = sparse_to_parts(model) if isinstance(model, SparseMixtureOfExperts) else _exact_to_parts(model)
+        parts, own = sparse_to_parts(model) if isinstance(model, SparseMixtureOfExperts) else exact_to_parts(model)
         tensors |= own
         if not isinstance(self.gate, str):
             tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
@@ -243,10 +324,17 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         }
         return {**self._common_parts(), **data}, tensors
 
+    def _expert_to_parts(self) -> tuple[Any, dict[str, Tensor]]:
+        if isinstance(self.expert, GPRegressor):
+            return self.expert.arguments_to_parts()
+        return (self.expert if self.expert is None or isinstance(self.expert, str) else list(self.expert)), {}
+
     @classmethod
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "MixtureOfExpertsRegressor":
         """See `io.Savable`."""
-        expert = None if data["expert"] is None else GPRegressor.arguments_from_parts(data["expert"], tensors)
+        expert = data["expert"]
+        if isinstance(expert, dict):
+            expert = GPRegressor.arguments_from_parts(expert, tensors)
         arguments = data["arguments"]
         gate = arguments["gate"]
         if not isinstance(gate, str):
@@ -255,14 +343,8 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             set_buffers(gate, "own_gate", tensors)
         estimator = cls(**{**arguments, "gate": gate}, expert=expert)
         estimator._restore_common(data, tensors)
-        if "likelihoods" in data:
-            model: MixtureOfExperts | SparseMixtureOfExperts = sparse_from_parts(data, tensors)
-        else:
-            noise = None if expert is None or expert.noise is None else float(expert.noise)  # type: ignore[arg-type]
-            model = _exact_from_parts(data, tensors, None if noise is None else noise / estimator.scaling_.y_scale**2)
-        estimator.model_ = model.requires_grad_(False)
-        estimator.n_experts_ = model.n_experts
-        estimator.responsibilities_ = _responsibilities(model)
+        sparse = "likelihoods" in data
+        estimator._keep(sparse_from_parts(data, tensors) if sparse else exact_from_parts(data, tensors))
         return estimator
 
     def _predictive(self, X: Tensor, *, include_noise: bool) -> Predictive:
@@ -284,35 +366,3 @@ def _responsibilities(model: MixtureOfExperts | SparseMixtureOfExperts) -> Array
     if isinstance(model, MixtureOfExperts):
         return cast(Array, model.responsibilities.numpy())
     return cast(Array, model.responsibilities(model.X, model.y).numpy())
-
-
-def _exact_to_parts(model: MixtureOfExperts) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    own = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
-    kernels = [part.covar_module for part in model.all_experts]
-    tensors = {**own, **tensors_of(model, "model"), **buffers_of(model.gate, "gate")}
-    data = {
-        "kernels": [describe_kernel(kernel) for kernel in kernels],
-        "shared": shared_modules(torch.nn.ModuleList(kernels)),
-        "gate": describe_gate(model.gate),
-    }
-    return data, tensors
-
-
-def _exact_from_parts(data: dict[str, Any], tensors: dict[str, Tensor], noise: float | None) -> MixtureOfExperts:
-    kernels = [build_kernel(part) for part in data["kernels"]]
-    share_modules(torch.nn.ModuleList(kernels), data.get("shared", {}))
-    model = MixtureOfExperts(
-        tensors["X"],
-        tensors["y"],
-        n_experts=len(kernels),
-        kernel=kernels,
-        noise=noise,
-        gate=build_gate(data["gate"]),
-    )
-    set_tensors(model, "model", tensors)
-    set_buffers(model.gate, "gate", tensors)
-    responsibilities = tensors["responsibilities"]
-    if responsibilities.shape != model.responsibilities.shape or responsibilities.dtype != torch.float64:
-        raise ShapeError(f"`responsibilities` must be {tuple(model.responsibilities.shape)}, float64.")
-    model.restore_responsibilities(responsibilities)
-    return model

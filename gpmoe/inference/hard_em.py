@@ -52,10 +52,12 @@ _SETTLED = 1e-3  # share of rows that may still change their expert when sparse 
 
 @dataclass(frozen=True)
 class _Round:
-    """A model after some rounds, its classification likelihood after each, and whether labels stand still."""
+    """A model after some rounds, its classification likelihood and the experts' shares of the points after each, and
+    whether labels stand still."""
 
     moe: MixtureOfExperts
     trace: list[float]
+    usage: list[tuple[float, ...]]
     converged: bool
 
 
@@ -112,6 +114,7 @@ def fit_hard_quietly(
         seconds=time.perf_counter() - start,
         solver=f"hard EM; {Cholesky()} by {lapack.provider()}",
         starts=tuple(each.trace[-1] for each in found),
+        usage=tuple(end.usage),
     )
 
 
@@ -132,13 +135,21 @@ def _search_one(moe: MixtureOfExperts, labels: Tensor, provider: lapack.Provider
 def _alternate(moe: MixtureOfExperts, labels: Tensor, max_rounds: int) -> _Round:
     """Regress and classify until labels stand still; the model ends as fitted to the last labels."""
     trace: list[float] = []
+    usage: list[tuple[float, ...]] = []
     converged = False
     while len(trace) < max_rounds and not converged:
         trace.append(_regress(moe, labels))
+        usage.append(_shares(labels, moe.n_experts))
         new = _labels(moe, moe.X, moe.y)
         converged = bool((new == labels).all())
         labels = new if len(trace) < max_rounds else labels
-    return _Round(moe, trace, converged)
+    return _Round(moe, trace, usage, converged)
+
+
+def _shares(labels: Tensor, k: int) -> tuple[float, ...]:
+    """Share of the points with each label."""
+    counts = torch.bincount(labels, minlength=k).double()
+    return tuple((counts / counts.sum()).tolist())
 
 
 def _regress(moe: MixtureOfExperts, labels: Tensor) -> float:
@@ -225,6 +236,7 @@ def fit_hard_sparse(moe: SparseMixtureOfExperts, *, max_rounds: int = 10) -> Fit
     start = time.perf_counter()
     everything = torch.arange(len(moe.y))
     trace: list[float] = []
+    usage: list[tuple[float, ...]] = []
     labels, changed = torch.full_like(everything, -1), 1.0
     while len(trace) < max_rounds and changed > _SETTLED:
         r = moe.responsibilities(moe.X, moe.y)
@@ -235,6 +247,7 @@ def fit_hard_sparse(moe: SparseMixtureOfExperts, *, max_rounds: int = 10) -> Fit
         with torch.no_grad():
             moe.gate.fit_step(moe.X[:rows], one_hot[:rows])
         trace.append(natural_pass(moe, everything, one_hot))
+        usage.append(_shares(labels, moe.n_experts))
     report = FitReport(
         objective_trace=tuple(trace),
         iterations=len(trace),
@@ -245,6 +258,7 @@ def fit_hard_sparse(moe: SparseMixtureOfExperts, *, max_rounds: int = 10) -> Fit
         seconds=time.perf_counter() - start,
         solver=f"hard EM with sparse experts; {Cholesky()} by {lapack.provider()}",
         starts=(trace[0],),
+        usage=tuple(usage),
     )
     warn_about(report, stacklevel=3)
     return report

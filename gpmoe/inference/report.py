@@ -21,6 +21,8 @@ class FitReport:
         seconds: wall time.
         solver: how linear systems were solved, and by which LAPACK.
         starts: the objective that each start reached.
+        usage: of a mixture by variational or hard EM: each expert's share of the points after each iteration of the
+            best start, ``(iterations, k)``, for `plotting.usage_curves`; empty for other models.
     """
 
     objective_trace: tuple[float, ...]
@@ -32,11 +34,14 @@ class FitReport:
     seconds: float
     solver: str
     starts: tuple[float, ...]
+    usage: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "FitReport":
         """The inverse of `dataclasses.asdict`, lists for tuples allowed."""
-        return cls(**{**data, "objective_trace": tuple(data["objective_trace"]), "starts": tuple(data["starts"])})
+        usage = tuple(tuple(shares) for shares in data.get("usage", ()))
+        trace, starts = tuple(data["objective_trace"]), tuple(data["starts"])
+        return cls(**{**data, "objective_trace": trace, "starts": starts, "usage": usage})
 
 
 def warn_about(report: FitReport, *, stacklevel: int) -> None:

@@ -40,6 +40,7 @@ from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert import Expert
 from gpmoe.models.gaussian_model import LearnableModel
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
+from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 _STEPS = 2  # of L-BFGS in each M-step
 _TOLERANCE = 1e-4  # nats a point by which an iteration must raise the bound to go on
@@ -133,12 +134,12 @@ def choose_n_experts(
         moe = make(k)
         report = search.fit(moe, split_experts(fitted[-1][0]))
         fitted.append((moe, report))
-        scores.append(_log_evidence(moe, report))
+        scores.append(log_evidence(moe, report.objective_trace[-1]))
     _from_above(make, replace(search, n_restarts=0), fitted, scores)
     for rival in rivals:
         report = search.fit(rival)
         fitted.append((rival, report))
-        scores.append(_log_evidence(rival, report))
+        scores.append(log_evidence(rival, report.objective_trace[-1]))
     moe, report = fitted[int(np.argmax(scores))]
     warn_about(report, stacklevel=3)
     return moe, report
@@ -154,16 +155,24 @@ def _from_above(
     for k in range(len(fitted) - 1, 1, -1):
         moe = make(k)
         report = search.fit(moe, merge_experts(fitted[k][0]))
-        score = _log_evidence(moe, report)
+        score = log_evidence(moe, report.objective_trace[-1])
         if score > scores[k - 1]:
             fitted[k - 1], scores[k - 1] = (moe, report), score
 
 
-def _log_evidence(moe: MixtureOfExperts, report: FitReport) -> float:
+def log_evidence(moe: MixtureOfExperts | SparseMixtureOfExperts, bound: float) -> float:
+    """Approximate log evidence of a fitted mixture, which compares mixtures of different sizes.
+
+    Args:
+        moe: the mixture, at its optimum.
+        bound: its evidence bound plus the log priors, nats.
+
+    Returns:
+        The bound plus Laplace's approximation for the gate's point estimate plus log k!, nats.
+    """
     if moe.n_experts == 1:
-        return report.objective_trace[-1]
-    occam = float(moe.gate.log_occam_factor(moe.X))
-    return report.objective_trace[-1] + occam + math.lgamma(moe.n_experts + 1)
+        return bound
+    return bound + float(moe.gate.log_occam_factor(moe.X)) + math.lgamma(moe.n_experts + 1)
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,7 @@ class _Search:
         ends = [self._run(run.moe) for run in finalists]
         best, end = max(zip(finalists, ends, strict=True), key=lambda pair: pair[1].trace[-1])
         evaluations += sum(run.evaluations for run in [*screened, *ends])
-        return self._finish(moe, end, best.trace, evaluations, tuple(run.trace[-1] for run in screened), start)
+        return self._finish(moe, end, best, evaluations, tuple(run.trace[-1] for run in screened), start)
 
     def _fit_one(self, moe: MixtureOfExperts, start: float) -> FitReport:
         """Fit the only expert, by `fit` where it is a model of its own."""
@@ -205,7 +214,7 @@ class _Search:
         if isinstance(expert, LearnableModel):
             return fit_quietly(expert, solver=self.solver)
         end = self._run(moe)
-        return self._finish(moe, end, [], end.evaluations, (end.trace[-1],), start)
+        return self._finish(moe, end, None, end.evaluations, (end.trace[-1],), start)
 
     def _fit_from_subset(self, moe: MixtureOfExperts, further: Sequence[Start]) -> FitReport:
         """Search on some of the rows, then go on from there on all of them."""
@@ -221,7 +230,7 @@ class _Search:
         share_modules(moe, shared)
         moe.set_responsibilities(small.membership(moe.X, moe.y))
         end = self._run(moe)
-        return self._finish(moe, end, [], found.evaluations + end.evaluations, found.starts, start)
+        return self._finish(moe, end, None, found.evaluations + end.evaluations, found.starts, start)
 
     def _run(self, moe: MixtureOfExperts) -> "_Run":
         return run_em(moe, self.solver, self.max_iterations, _TOLERANCE * len(moe.y))
@@ -230,7 +239,7 @@ class _Search:
         self,
         moe: MixtureOfExperts,
         end: "_Run",
-        before: list[float],
+        before: "_Run | None",
         evaluations: int,
         starts: tuple[float, ...],
         start: float,
@@ -238,7 +247,8 @@ class _Search:
         """Take the model that EM ended with, and report."""
         moe.experts, moe.gate = end.moe.experts, end.moe.gate
         moe.responsibilities = end.moe.responsibilities
-        trace = tuple(before + end.trace)
+        runs = [end] if before is None else [before, end]
+        trace = tuple(value for run in runs for value in run.trace)
         return FitReport(
             objective_trace=trace,
             iterations=len(trace),
@@ -249,15 +259,17 @@ class _Search:
             seconds=time.perf_counter() - start,
             solver=f"{self.solver} by {lapack.provider()}",
             starts=starts,
+            usage=tuple(shares for run in runs for shares in run.usage),
         )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A model, the bound after each iteration, and how it ended."""
+    """A model, the bound and the experts' shares of the points after each iteration, and how it ended."""
 
     moe: MixtureOfExperts
     trace: list[float]
+    usage: list[tuple[float, ...]]
     evaluations: int
     converged: bool
 
@@ -292,6 +304,7 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
         The trace of the bound, which never falls.
     """
     trace: list[float] = []
+    usage: list[tuple[float, ...]] = []
     climbers = [_expert_climber(expert) for expert in moe.all_experts]
     gate = _gate_climber(moe)
     movers = _movers(climbers if gate is None else [*climbers, gate])
@@ -301,9 +314,10 @@ def run_em(moe: MixtureOfExperts, solver: Cholesky, max_iterations: int, toleran
             if trace:
                 _assign(moe, climbers)
             trace.append(_maximise(moe, movers, gate is not None))
+            usage.append(tuple(moe.responsibilities.mean(0).tolist()))
             converged = len(trace) > 1 and trace[-1] - trace[-2] < tolerance
     evaluations = sum(mover.evaluations for mover in movers if mover is not gate)
-    return _Run(moe, trace, evaluations, converged)
+    return _Run(moe, trace, usage, evaluations, converged)
 
 
 def _assign(moe: MixtureOfExperts, climbers: list[Climber]) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from gpmoe.linalg.factorisation import not_positive_definite
 
+_SHARP = 1e-4  # square root of the precision from which a factor is taken by its target
+
 
 @dataclass(frozen=True)
 class SitePosterior:
@@ -30,7 +32,7 @@ class SitePosterior:
         L: ``(n, n)``.
         alpha: ``(n,)``.
         mean, variance: ``(n,)``.
-        log_normaliser: log of the integral of what q is proportional to, nats.
+        half_log_det: ½ log det(I + Λ^½ K Λ^½); the integral of what q is proportional to is exp(½ b'mean) over its exp.
         divergence: KL(q || N(0, K)), nats.
     """
 
@@ -39,7 +41,7 @@ class SitePosterior:
     alpha: Tensor
     mean: Tensor
     variance: Tensor
-    log_normaliser: float
+    half_log_det: float
     divergence: float
 
     def marginals(self, K_new: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,12 +69,22 @@ def site_posterior(K: Tensor, precision: Tensor, linear: Tensor) -> SitePosterio
     if bool(info.any()) or not bool(L.diagonal().sum().isfinite()):
         raise not_positive_definite(B, 0.0)
     V = torch.linalg.solve_triangular(L, root.unsqueeze(-1) * K, upper=False)
-    Kb = K @ linear
-    mean = Kb - V.mT @ (V @ linear)
     prior = K.diagonal()
     variance = torch.maximum(prior - V.square().sum(0), prior * torch.finfo(K.dtype).eps)
+    alpha = _alpha(K, L, root, linear)
+    mean = K @ alpha
     half_log_det = float(L.diagonal().log().sum())
-    explained = float(linear @ mean)
-    divergence = half_log_det + 0.5 * explained - 0.5 * float((precision * (mean.square() + variance)).sum())
-    alpha = linear - precision * mean
-    return SitePosterior(root, L, alpha, mean, variance, 0.5 * explained - half_log_det, divergence)
+    divergence = half_log_det + 0.5 * float(alpha @ mean) - 0.5 * float((precision * variance).sum())
+    return SitePosterior(root, L, alpha, mean, variance, half_log_det, divergence)
+
+
+def _alpha(K: Tensor, L: Tensor, root: Tensor, linear: Tensor) -> Tensor:
+    """K⁻¹ mean, ``(n,)``; as b - Λ mean it would lose all digits where Λ is large.
+
+    Factors of some precision have a target t = b/Λ and (K + Λ⁻¹)⁻¹ = Λ^½ (LL')⁻¹ Λ^½; the others keep their b.
+    """
+    sharp = root > _SHARP
+    targets = torch.where(sharp, linear / root.where(sharp, torch.ones_like(root)).square(), 0.0)
+    rest = torch.where(sharp, 0.0, linear)
+    moved = (root * (targets - K @ rest)).unsqueeze(-1)
+    return rest + root * torch.cholesky_solve(moved, L).squeeze(-1)

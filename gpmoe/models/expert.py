@@ -6,10 +6,13 @@ An expert holds each training point with a weight, its responsibility r: it stan
     evidence = max_q sum_n r_n E_q[log p(y_n | f_n)] - KL(q || prior)
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from gpmoe.errors import ShapeError
 
 Components = tuple[Tensor, Tensor, Tensor]  # weights, means and variances of Gaussians, (m, c) each
 
@@ -84,6 +87,18 @@ def left_out(y: Tensor, mean: Tensor, variance: Tensor, precision: Tensor) -> tu
     """
     share = (variance * precision).clamp_max(1 - 1e-9)
     return (mean - share * y) / (1 - share), variance / (1 - share)
+
+
+def expect_sites(sites: dict[str, Tensor], names: Sequence[str], y: Tensor) -> None:
+    """Check what q of an expert holds for each training point.
+
+    Raises:
+        ShapeError: if a name is missing, or something is not ``(n,)`` and of y's dtype.
+    """
+    for name in names:
+        if name not in sites or sites[name].shape != y.shape or sites[name].dtype != y.dtype:
+            got = f"{tuple(sites[name].shape)}, {sites[name].dtype}" if name in sites else "nothing"
+            raise ShapeError(f"`{name}` must have shape {tuple(y.shape)}, {y.dtype}; got {got}.")
 
 
 def one_component(mean: Tensor, variance: Tensor) -> Components:

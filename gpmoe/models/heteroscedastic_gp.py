@@ -20,12 +20,15 @@ gradients: Khan and Lin (2017), Conjugate-Computation Variational Inference, eq.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.posteriors.gpytorch import GPyTorchPosterior
+from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ConstantMean, Mean
@@ -33,17 +36,19 @@ from torch import Tensor
 
 from gpmoe.distributions import Predictive
 from gpmoe.errors import ShapeError
+from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.gaussian_sites import SitePosterior, site_posterior
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 from gpmoe.linalg.stationary import dense_covariance
 from gpmoe.models.exact_gp import expect_data
-from gpmoe.models.expert import Components, left_out
+from gpmoe.models.expert import Components, expect_sites, left_out
 from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _ITERATIONS = 200
 _TOLERANCE = 1e-9  # of the bound's size, by which an iteration must raise it to go on
+_LEAST_NOISE = 1e-6  # exp(μ0): without it repeated rows, which fit exactly, would drive all noise to zero
 _NODES = 15  # of Gauss-Hermite quadrature over the log noise variance
 _LEAST_PRECISION = 1e-30  # of a factor: what it divides stays finite
 _LARGEST_LOG = 50.0  # of a noise variance or its inverse: bounds what a wild guess of hyperparameters can do
@@ -112,7 +117,8 @@ class HeteroscedasticGP(LearnableModel):
         self.covar_module = (dimension_scaled_matern(d) if kernel is None else kernel).to(X)
         self.mean_module = (ConstantMean() if mean is None else mean).to(X)
         self.noise_covar_module = (dimension_scaled_matern(d) if noise_kernel is None else noise_kernel).to(X)
-        self.noise_mean_module = ConstantMean().to(X)
+        floor = torch.tensor(math.log(_LEAST_NOISE), dtype=torch.float64)
+        self.noise_mean_module = ConstantMean(constant_constraint=GreaterThan(floor)).to(X)
         self.noise_mean_module.initialize(constant=math.log(0.1))
         self.workspace, self._noise_workspace = Workspace(), Workspace()
         self._state: _State | None = None
@@ -234,6 +240,34 @@ class HeteroscedasticGP(LearnableModel):
         noise = self.noise_variance(X).unsqueeze(-1) if observation_noise is True else observation_noise
         return super().posterior(X, output_indices, noise, posterior_transform)
 
+    def description(self) -> dict[str, Any]:
+        """The arguments that make such an expert of given data, for a file."""
+        return {
+            "kernel": describe_kernel(self.covar_module),
+            "noise_kernel": describe_kernel(self.noise_covar_module),
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], X: Tensor, y: Tensor) -> "HeteroscedasticGP":
+        """The inverse of `description`; parameters and `sites` are set after it."""
+        kernel, noise_kernel = (build_kernel(description[name]) for name in ("kernel", "noise_kernel"))
+        return cls(X, y, kernel=kernel, noise_kernel=noise_kernel)
+
+    def sites(self) -> dict[str, Tensor]:
+        """Natural parameters of q(g)'s factors, ``(n,)`` each: what q is, beside the parameters."""
+        state = self._solved()
+        return {"precision": state.precision, "linear": state.linear}
+
+    def restore_sites(self, sites: dict[str, Tensor]) -> None:
+        """Take q as it is, to the last bit, from a model with these data and parameters.
+
+        Raises:
+            ShapeError: if there isn't one factor for each training point.
+        """
+        expect_sites(sites, ("precision", "linear"), self.y)
+        with torch.no_grad():
+            self._state = self._states(self._flat_parameters())(sites["precision"], sites["linear"])
+
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles find q again when needed, from where it was."""
         start = self._start if self._state is None else (self._state.precision, self._state.linear)
@@ -252,6 +286,9 @@ class HeteroscedasticGP(LearnableModel):
         square = (y - mean).square() + variance
         return _natural_step(square, _inverse_noise(log_noise, spread), log_noise - self._centre(X), r)
 
+    def _flat_parameters(self) -> Tensor:
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters()])
+
     def _centre(self, X: Tensor) -> Tensor:
         """μ0."""
         centre: Tensor = self.noise_mean_module(X).detach()
@@ -260,15 +297,15 @@ class HeteroscedasticGP(LearnableModel):
     def _solved(self) -> _State:
         """q at the present parameters, found once for them."""
         with torch.no_grad():
-            parameters = torch.cat([parameter.reshape(-1) for parameter in self.parameters()])
+            parameters = self._flat_parameters()
             if self._state is None or not torch.equal(self._state.parameters, parameters):
                 start = self._start if self._state is None else (self._state.precision, self._state.linear)
                 assert start is not None
                 self._state = self._solve(parameters, start)
             return self._state
 
-    def _solve(self, parameters: Tensor, start: tuple[Tensor, Tensor]) -> _State:
-        """Natural gradient ascent over q(g), with q(f) at its optimum."""
+    def _states(self, parameters: Tensor) -> Callable[[Tensor, Tensor], _State]:
+        """q(g) of given Λ and b, with q(f) at its optimum."""
         K_f = dense_covariance(self.covar_module, self.X, self.X)
         K_g = dense_covariance(self.noise_covar_module, self.X, self.X)
         residual, r = self.y - self.mean_module(self.X), self._r()
@@ -277,12 +314,18 @@ class HeteroscedasticGP(LearnableModel):
             log_noise = site_posterior(K_g, precision, linear)
             mean = self._centre(self.X) + log_noise.mean
             inverse = _inverse_noise(mean, log_noise.variance)
-            latent = site_posterior(K_f, r * inverse, r * inverse * residual)
-            fit = latent.log_normaliser - 0.5 * float((r * inverse * residual.square()).sum())
+            seen = r * inverse
+            latent = site_posterior(K_f, seen, seen * residual)
+            fit = -latent.half_log_det - 0.5 * float(residual @ latent.alpha)
             bound = fit - 0.5 * float((r * (math.log(2 * math.pi) + mean)).sum()) - log_noise.divergence
-            square = (residual - latent.mean).square() + latent.variance
+            square = (latent.alpha / seen).square() + latent.variance  # y - E[f] = alpha / seen, to all its digits
             return _State(parameters, precision, linear, latent, log_noise, 1 / inverse, square, bound)
 
+        return at
+
+    def _solve(self, parameters: Tensor, start: tuple[Tensor, Tensor]) -> _State:
+        """Natural gradient ascent over q(g)."""
+        at, r = self._states(parameters), self._r()
         state = at(*start)
         for _ in range(_ITERATIONS):
             goal = _natural_step(state.square, 1 / state.noise, state.log_noise.mean, r)

@@ -14,6 +14,7 @@ Source: Bishop (2006), Pattern Recognition and Machine Learning, eq. 3.53-3.54, 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import gpytorch
 import torch
@@ -190,6 +191,27 @@ class LinearExpert(gpytorch.Module):
     def jitter_needed(self) -> float:
         """Zero: the prior makes the precision positive definite."""
         return 0.0
+
+    def description(self) -> dict[str, Any]:
+        """The arguments that make such an expert of given data, for a file."""
+        return {
+            "prior_variance": float(self.prior_variance),
+            "noise": None if self.learns_noise else self.noise,
+            "least_noise": float(self.likelihood.noise_covar.raw_noise_constraint.lower_bound),
+            "inputs": self.columns,
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], X: Tensor, y: Tensor) -> "LinearExpert":
+        """The inverse of `description`; parameters are set after it."""
+        floor = float(description["least_noise"])
+        noise = None if description["noise"] is None else float(description["noise"])
+        expert = cls(
+            X, y, prior_variance=float(description["prior_variance"]), noise=noise, inputs=description["inputs"]
+        )
+        exact = torch.tensor(floor, dtype=torch.float64)  # as it was, to the last bit
+        expert.likelihood.noise_covar.register_constraint("raw_noise", GreaterThan(exact))
+        return expert
 
     def _set_noise(self, noise: float) -> None:
         self.likelihood.noise = self.X.new_tensor([noise])

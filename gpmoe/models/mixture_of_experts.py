@@ -173,6 +173,13 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
             parts = [expert.components(X, include_noise=include_noise) for expert in self.all_experts]
             return _mixed(self.gate_probs(X), parts)
 
+    def expert_predictives(self, X: Tensor) -> list[Predictive]:
+        """Each expert's own p(y | data) at X ``(m, d)``."""
+        expect_inputs(X, self.X)
+        with torch.no_grad():
+            parts = [expert.components(X) for expert in self.all_experts]
+        return [Predictive.mixture(*(each.numpy() for each in part)) for part in parts]
+
     def membership(self, X: Tensor, y: Tensor) -> Tensor:
         """Probability that expert k made each new observation, ``(m, k)``, by predictive density and gate."""
         with torch.no_grad():
@@ -303,7 +310,8 @@ class MixturePosterior(Posterior):
         chosen = (pick > self.gate_probs.cumsum(-1)).sum(-1, keepdim=True).clamp_max(k - 1)
         scale = self.component_covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         eye = torch.eye(self.component_covariance.shape[-1], dtype=self.dtype, device=self.device)
-        L = torch.linalg.cholesky(self.component_covariance + 1e-8 * scale * eye)
+        jitter = (1e-8 * scale).clamp_min(1e-24)  # an expert may be certain
+        L = torch.linalg.cholesky(self.component_covariance + jitter * eye)
         normals = base_samples[..., :-1].mT.unsqueeze(-1)
         samples = self.component_mean + (L @ normals).squeeze(-1)
         return samples.mT.gather(-1, chosen)
@@ -363,7 +371,7 @@ GATES: dict[str, Callable[[int, int], Gate]] = {  # from numbers of experts and 
     "neural": NeuralGate,
     "gp": GPGate,
     "gp_softmax": GPSoftmaxGate,
-    "gp_probit": lambda k, d: GPProbitGate(d, n_experts=k),
+    "gp_probit": lambda k, d: ConstantGate(1) if k == 1 else GPProbitGate(d, n_experts=k),
     "gaussian_mixture": GaussianMixtureGate,
     "dirichlet_process": DirichletProcessGate,
     "uncertainty_router": UncertaintyRouter,

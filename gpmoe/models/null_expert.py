@@ -1,6 +1,7 @@
 """An expert that knows nothing and learns nothing."""
 
 import math
+from typing import Any
 
 import gpytorch
 import torch
@@ -74,6 +75,15 @@ class NullExpert(gpytorch.Module):
     def noise_variance(self, X: Tensor) -> Tensor:
         """See `Expert`."""
         return X.new_tensor([self.variance])
+
+    def description(self) -> dict[str, Any]:
+        """The arguments that make such an expert of given data, for a file."""
+        return {"mean": float(self.mean), "variance": float(self.variance)}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], X: Tensor, y: Tensor) -> "NullExpert":
+        """The inverse of `description`."""
+        return cls(X, y, mean=float(description["mean"]), variance=float(description["variance"]))
 
     def jitter_needed(self) -> float:
         """Zero."""

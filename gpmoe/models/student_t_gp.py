@@ -16,7 +16,9 @@ Source: Tipping and Lawrence (2005), Variational inference for Student-t models,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gpytorch
 import torch
@@ -30,13 +32,14 @@ from torch import Tensor
 
 from gpmoe.distributions import Predictive
 from gpmoe.errors import ShapeError
+from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.gaussian_sites import SitePosterior, site_posterior
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 from gpmoe.linalg.stationary import dense_covariance
 from gpmoe.models.exact_gp import expect_data
-from gpmoe.models.expert import Components, left_out
+from gpmoe.models.expert import Components, expect_sites, left_out
 from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
 
 _ITERATIONS = 100
@@ -211,6 +214,33 @@ class StudentTGP(LearnableModel):
         """See `Expert`: the same everywhere."""
         return self.new_noise().detach()
 
+    def description(self) -> dict[str, Any]:
+        """The arguments that make such an expert of given data, for a file."""
+        floor = float(self.likelihood.noise_covar.raw_noise_constraint.lower_bound)
+        return {"kernel": describe_kernel(self.covar_module), "least_noise": floor}
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], X: Tensor, y: Tensor) -> "StudentTGP":
+        """The inverse of `description`; parameters and `sites` are set after it."""
+        floor = torch.tensor(float(description["least_noise"]), dtype=torch.float64)  # as it was, to the last bit
+        gp = cls(X, y, kernel=build_kernel(description["kernel"]))
+        gp.likelihood.noise_covar.register_constraint("raw_noise", GreaterThan(floor))
+        return gp
+
+    def sites(self) -> dict[str, Tensor]:
+        """c, ``(n,)``: what q is, beside the parameters."""
+        return {"certainty": self._solved().certainty}
+
+    def restore_sites(self, sites: dict[str, Tensor]) -> None:
+        """Take q as it is, to the last bit, from a model with these data and parameters.
+
+        Raises:
+            ShapeError: if there isn't one factor for each training point.
+        """
+        expect_sites(sites, ("certainty",), self.y)
+        with torch.no_grad():
+            self._state = self._states(self._flat_parameters())(sites["certainty"])
+
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles find q again when needed, from where it was."""
         start = self._start if self._state is None else self._state.certainty
@@ -231,7 +261,7 @@ class StudentTGP(LearnableModel):
     def _solved(self) -> _State:
         """q at the present parameters, found once for them by coordinate ascent."""
         with torch.no_grad():
-            parameters = torch.cat([parameter.reshape(-1) for parameter in self.parameters()])
+            parameters = self._flat_parameters()
             if self._state is None or not torch.equal(self._state.parameters, parameters):
                 start = self._start if self._state is None else self._state.certainty
                 assert start is not None
@@ -239,16 +269,28 @@ class StudentTGP(LearnableModel):
             return self._state
 
     def _solve(self, parameters: Tensor, certainty: Tensor) -> _State:
+        at, residual = self._states(parameters), self.y - self.mean_module(self.X)
+        state = at(certainty)
+        for _ in range(_ITERATIONS):
+            new = self._certainty((residual - state.latent.mean).square() + state.latent.variance)
+            if float((new - state.certainty).abs().max()) < _TOLERANCE:
+                break
+            state = at(new)
+        return state
+
+    def _states(self, parameters: Tensor) -> Callable[[Tensor], _State]:
+        """q(f) at its optimum for given c."""
         K = dense_covariance(self.covar_module, self.X, self.X)
         residual, scale = self.y - self.mean_module(self.X), self._r() / self.likelihood.noise
-        for _ in range(_ITERATIONS):
+
+        def at(certainty: Tensor) -> _State:
             precision = scale * certainty
-            latent = site_posterior(K, precision, precision * residual)
-            new = self._certainty((residual - latent.mean).square() + latent.variance)
-            if float((new - certainty).abs().max()) < _TOLERANCE:
-                break
-            certainty = new
-        return _State(parameters, certainty, latent)
+            return _State(parameters, certainty, site_posterior(K, precision, precision * residual))
+
+        return at
+
+    def _flat_parameters(self) -> Tensor:
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters()])
 
     def _over_scales(self, mean: Tensor, variance: Tensor, *, include_noise: bool) -> Components:
         if not include_noise:

@@ -120,6 +120,7 @@ def plot_band(
     xlabel: str = "x",
     ylabel: str = "y",
     with_mean: bool = True,
+    colour: str = BLUE,
 ) -> Axes:
     """Draw a posterior band: the mean a line, predictive bands in tints of one hue, the latent band inside dashed.
 
@@ -131,6 +132,7 @@ def plot_band(
         xlabel: label of the input, with its unit.
         ylabel: label of the target, with its unit.
         with_mean: whether the mean is drawn; `plot_experts` on the same axes draws it too.
+        colour: of bands and mean; `ink.GREY` leaves the colours to experts on the same axes.
 
     Returns:
         The axes drawn on.
@@ -148,13 +150,13 @@ def plot_band(
     ax = open_axes(ax)
     tints = np.linspace(0.18, 0.36, len(band.levels)) if len(band.levels) > 1 else [0.22]
     for level, lower, upper, tint in zip(band.levels[::-1], band.lower[::-1], band.upper[::-1], tints, strict=True):
-        ax.fill_between(band.x, lower, upper, color=BLUE, alpha=tint, linewidth=0, label=f"{level:.0%} predictive")
+        ax.fill_between(band.x, lower, upper, color=colour, alpha=tint, linewidth=0, label=f"{level:.0%} predictive")
     if band.latent_lower is not None and band.latent_upper is not None:
         edges = np.stack([band.latent_lower, band.latent_upper], axis=1)
         label = [f"{band.levels[-1]:.0%} latent", "_"]
-        ax.plot(band.x, edges, color=BLUE, linewidth=0.8, linestyle=(0, (4, 2)), label=label)
+        ax.plot(band.x, edges, color=colour, linewidth=0.8, linestyle=(0, (4, 2)), label=label)
     if with_mean:
-        ax.plot(band.x, band.mean, color=BLUE, linewidth=1.6, label="mean")
+        ax.plot(band.x, band.mean, color=colour, linewidth=1.6, label="mean")
     draw_data(ax, X, y)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(x=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STRIP = 512  # colours along a band
-_HALF_OF_90 = 1.6448536269514722  # standard deviations: the normal's 95 % quantile
 
 
 class PredictsExperts(Protocol):
@@ -24,17 +24,16 @@ class PredictsExperts(Protocol):
 
     Example:
         >>> class Coin:
-        ...     def predict_dist(self, X):
-        ...         ones = np.ones((len(X), 2))
-        ...         return Predictive.mixture(0.5 * ones, ones * [-1.0, 1.0], ones)
+        ...     def predict_experts(self, X):
+        ...         return [Predictive.gaussian(np.full(len(X), side), np.ones(len(X))) for side in (-1.0, 1.0)]
         ...     def predict_gate_probs(self, X):
         ...         return np.full((len(X), 2), 0.5)
         >>> expert_curves(Coin(), [[0.0]]).expert_means
         array([[-1.,  1.]])
     """
 
-    def predict_dist(self, X: ArrayLike) -> Predictive:
-        """p(y | data) at X, ``(m, 1)``: a mixture with one component an expert."""
+    def predict_experts(self, X: ArrayLike) -> Sequence[Predictive]:
+        """Each expert's own p(y | data) at X, ``(m, 1)``."""
         ...
 
     def predict_gate_probs(self, X: ArrayLike) -> Array:
@@ -71,26 +70,27 @@ def expert_curves(model: PredictsExperts, X_new: ArrayLike) -> ExpertCurves:
     """Compute each expert's mean, 90 % band and gate probability along one input.
 
     Args:
-        model: a fitted mixture of experts with ``predict_dist`` and ``predict_gate_probs``.
+        model: a fitted mixture of experts with ``predict_experts`` and ``predict_gate_probs``.
         X_new: where to predict, ``(m, 1)``, any order.
 
     Raises:
         ShapeError: if X_new has more than one feature, or the gate and the mixture differ in experts.
-        InputError: if the prediction is Student-t, which has no components.
 
     Example: see `PredictsExperts`.
     """
     x = one_column("X_new", X_new)
     order = np.argsort(x, kind="stable")
-    predictive = model.predict_dist(X_new)[order]
+    experts = [each[order] for each in model.predict_experts(X_new)]
     gate_probs = np.asarray(model.predict_gate_probs(X_new), dtype=np.float64)
-    wanted = predictive.component_means.shape
-    if gate_probs.shape != wanted:
+    if gate_probs.shape != (len(x), len(experts)):
         raise ShapeError(
-            f"`predict_gate_probs` must give one probability a component, shape {wanted}; got {gate_probs.shape}."
+            "`predict_gate_probs` must give one probability an expert, shape "
+            f"{(len(x), len(experts))}; got {gate_probs.shape}."
         )
-    means, half = predictive.component_means, _HALF_OF_90 * np.sqrt(predictive.component_variances)
-    return ExpertCurves(x[order], predictive.mean, means, gate_probs[order], means - half, means + half)
+    gate_probs = gate_probs[order]
+    means = np.stack([each.mean for each in experts], 1)
+    ends = np.stack([each.interval(0.9) for each in experts], -1)
+    return ExpertCurves(x[order], (gate_probs * means).sum(1), means, gate_probs, ends[0], ends[1])
 
 
 def plot_experts(

@@ -15,6 +15,8 @@ from gpmoe.plotting.ink import expert_colour, one_column, open_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LEAST_SEEN = 0.01  # responsibility from which a dot is drawn
+
 
 @dataclass(frozen=True, eq=False)
 class ResponsibilityPoints:
@@ -59,7 +61,8 @@ def responsibility_points(X: ArrayLike, responsibilities: ArrayLike) -> Responsi
 def plot_responsibilities(points: ResponsibilityPoints, ax: Axes | None = None, *, xlabel: str = "x") -> Axes:
     """Draw each expert's responsibility at each training point as a dot in the expert's colour.
 
-    On the axes of `plot_gate` it shows where data and gate disagree.
+    On the axes of `plot_gate` it shows where data and gate disagree. Dots below 0.01 are left out: with several experts
+    there are many of them, on top of each other.
 
     Args:
         points: from `responsibility_points`.
@@ -78,16 +81,19 @@ def plot_responsibilities(points: ResponsibilityPoints, ax: Axes | None = None, 
         'responsibility'
     """
     ax = open_axes(ax, figsize=(6.4, 2.2))
+    named = ax.get_legend_handles_labels()[1]
     for k, r in enumerate(points.responsibilities.T):
+        seen = r >= _LEAST_SEEN
+        name = f"expert {k + 1}"
         ax.plot(
-            points.x,
-            r,
+            points.x[seen],
+            r[seen],
             "o",
             color=expert_colour(k),
             markersize=4,
             markeredgecolor="white",
             markeredgewidth=0.4,
-            label=f"expert {k + 1}",
+            label="_" if name in named else name,
         )
     ax.set(xlabel=xlabel, ylabel="responsibility", ylim=(-0.04, 1.04), yticks=[0, 0.5, 1])
     ax.margins(x=0.01)

@@ -37,8 +37,8 @@ def usage_curves(usage: ArrayLike) -> UsageCurves:
     """Compute the effective number of experts over training.
 
     Args:
-        usage: ``(t, k)``, a row an iteration: the mean over the data of the responsibilities,
-            ``responsibilities.mean(0)``.
+        usage: ``(t, k)``, a row an iteration: the mean over the data of the responsibilities, as ``report_.usage`` of
+            a fitted mixture.
 
     Raises:
         ShapeError, NonFiniteError, InputError: if its rows are not probability vectors; names the row.
