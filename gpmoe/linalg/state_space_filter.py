@@ -131,9 +131,10 @@ def _retreat(start, stop, events, series, model, state, kept, history, weights, 
 
 
 @njit(**_COMPILED)
-def _pull_back_series(events, series, model, weights, gradients, segment, joint):  # type: ignore[no-untyped-def]
+def _pull_back_series(events, series, model, weights, gradients, kept, joint):  # type: ignore[no-untyped-def]
+    """Adjoint of one series, a segment of as many events as there is room for at a time."""
     orders, _, B, _ = model
-    d = orders.sum() * B.shape[1]
+    d, segment = orders.sum() * B.shape[1], len(kept[0])
     n, count = len(series[0]), len(events[0])
     segments = (count + segment - 1) // segment
     m_start, R_start = np.zeros((segments, d)), np.zeros((segments, d, d))
@@ -141,7 +142,6 @@ def _pull_back_series(events, series, model, weights, gradients, segment, joint)
     m, R, A = np.zeros(d), np.zeros((d, d)), np.empty((len(orders), 3, 3))
     state = (m, R, np.empty(d), A)
     nothing = (np.empty((0, d)), np.empty((0, d, d)))
-    kept = (np.empty((min(segment, count), d)), np.empty((min(segment, count), d, d)))
     for at in range(segments - 1):
         m_start[at] = m
         R_start[at] = R
@@ -161,6 +161,12 @@ def _pull_backs(  # type: ignore[no-untyped-def]
     first, step, order, offsets, grid_offsets, time, channel, value, grid, orders, rates, B, noise, joint,
     g_mean, g_variance, g_covariance, g_log, segment, dB, drates, dnoise, dvalue,
 ):  # fmt: skip
+    longest, d = 1, orders.sum() * B.shape[1]
+    for at in range(first, len(order), step):
+        b = order[at]
+        longest = max(longest, offsets[b + 1] - offsets[b] + grid_offsets[b + 1] - grid_offsets[b])
+    room = min(segment, longest)
+    kept = (np.empty((room, d)), np.empty((room, d, d)))
     for at in range(first, len(order), step):
         b = order[at]
         i, n, g, k = offsets[b], offsets[b + 1], grid_offsets[b], grid_offsets[b + 1]
@@ -172,7 +178,7 @@ def _pull_backs(  # type: ignore[no-untyped-def]
         weights = (g_mean[g:k], g_variance[g:k], covariance, g_log[b])
         gradients = (dB[first], drates[first], dnoise[first], dvalue[i:n])
         series, model = (channel[i:n], value[i:n]), (orders, rates, B, noise)
-        _pull_back_series(events, series, model, weights, gradients, segment, joint)
+        _pull_back_series(events, series, model, weights, gradients, kept, joint)
 
 
 @dataclass(frozen=True)
