@@ -208,15 +208,28 @@ def test_scaling_is_learned_on_training_series_alone_and_undone() -> None:
     assert_array_equal(scaling.values(test.channel, test.value), scaling.apply(test).value)
 
 
-def test_skewed_positive_channels_are_logged_when_asked() -> None:
+def test_normal_scores_tame_skew_and_slips_of_the_pen() -> None:
     rng = np.random.default_rng(0)
-    value = np.concatenate([rng.lognormal(0, 2, 500), rng.normal(size=500)])
-    series = RaggedSeries.from_arrays(np.arange(1000.0), np.repeat([0, 1], 500), value, [0, 1000], n_channels=3)
-    scaling = SeriesScaling.fit(series, log_skewed=True)
-    assert scaling.logged.tolist() == [True, False, False]
-    assert scaling.std[2] == 1.0  # never measured
-    assert_allclose(scaling.unscaled(series.channel, scaling.apply(series).value), value)
-    assert np.isfinite(scaling.values([0], [-3.0])).all()
+    value = np.concatenate([rng.lognormal(0, 2, 5000), rng.normal(size=5000)])
+    series = RaggedSeries.from_arrays(np.arange(10_000.0), np.repeat([0, 1], 5000), value, [0, 10_000], n_channels=3)
+    scaling = SeriesScaling.fit(series, "normal")
+    scaled = scaling.values(series.channel, value)
+    for m in range(2):
+        chosen = scaled[series.channel == m]
+        assert_allclose([chosen.mean(), chosen.std()], [0.0, 1.0], atol=0.02)
+        assert abs((chosen**3).mean()) < 0.05
+        assert (np.diff(chosen[np.argsort(value[series.channel == m])]) >= 0).all()
+    inside = np.abs(scaled) < 2.8
+    assert_allclose(scaling.unscaled(series.channel, scaled)[inside], value[inside], rtol=1e-9)
+    assert_allclose(scaling.values([0, 1], [1e9, -1e9]), [2.878, -2.878], atol=1e-3)
+    assert scaling.values([2], [5.0])[0] == 0.0  # never measured
+    with pytest.raises(InputError, match="one of standard, normal"):
+        SeriesScaling.fit(series, "log")
+
+
+def test_normal_scores_of_ties_are_their_mean_level() -> None:
+    scores = SeriesScaling.fit(small(value=[1.0, 1.0, 1.0, 2.0]), "normal").values([0, 1], [1.0, 1.0])
+    assert np.isfinite(scores).all()
 
 
 def test_unknown_covariates_stay_unknown_and_constant_channels_keep_their_unit() -> None:

@@ -71,8 +71,7 @@ class RiskStream:
             raise InputError(f"`static` must hold {self._reader.n_static} covariates; got {len(given)}.")
         if not len(given):
             given = np.full(self._reader.n_static, np.nan)
-        scaled = (given - self._scaling.static_mean) / self._scaling.static_std
-        self._series[id] = _Series(self, torch.from_numpy(scaled))
+        self._series[id] = _Series(self, torch.from_numpy(self._scaling.static(given)))
 
     def forget(self, id: Hashable) -> None:
         """Drop a series and its state."""

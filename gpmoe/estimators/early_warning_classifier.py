@@ -84,7 +84,7 @@ class EarlyWarningClassifier(SeriesClassifier):
     Attributes:
         adapter_: the fitted `MGPAdapter`, or None.
         networks_: the fitted `RiskNetwork`s.
-        scaling_: of channels and covariates.
+        scaling_: of channels and covariates, to normal scores.
         step_: median distance of grid times in training.
         losses_: training and validation loss of each epoch, of each network.
 
@@ -156,7 +156,7 @@ class EarlyWarningClassifier(SeriesClassifier):
 
     def _fit(self, training: RaggedSeries, validation: RaggedSeries, seed: int) -> None:
         self._check_arguments()
-        self.scaling_ = SeriesScaling.fit(training, log_skewed=True)
+        self.scaling_ = SeriesScaling.fit(training, "normal")
         self.step_ = _step(training)
         scaled, held = self.scaling_.apply(training), self.scaling_.apply(validation)
         self.adapter_ = self._fitted_adapter(scaled, seed) if self.adapter == "mgp" else None
@@ -387,7 +387,7 @@ class EarlyWarningClassifier(SeriesClassifier):
         arguments["inputs"] = None if self.inputs is None else list(self.inputs)
         data = {"arguments": arguments, "step": self.step_, "losses": self.losses_, **self._common_parts()}
         tensors = self._common_tensors()
-        for name in ("mean", "std", "logged", "static_mean", "static_std"):
+        for name in ("knots", "scores"):
             tensors[f"scaling.{name}"] = torch.from_numpy(np.array(getattr(self.scaling_, name)))
         if self.adapter_ is not None:
             tensors |= _state(self.adapter_, "adapter")
@@ -403,8 +403,8 @@ class EarlyWarningClassifier(SeriesClassifier):
         model = cls(**data["arguments"])
         model._check_arguments()
         model._restore_common(data, tensors)
-        names = ("mean", "std", "logged", "static_mean", "static_std")
-        model.scaling_ = SeriesScaling(*(tensors[f"scaling.{name}"].numpy() for name in names))
+        knots, scores = (tensors[f"scaling.{name}"].numpy() for name in ("knots", "scores"))
+        model.scaling_ = SeriesScaling("normal", knots, scores, len(model.channel_names_))
         model.step_, model.losses_, model.adapter_ = float(data["step"]), data["losses"], None
         if "families" in data:
             families = data["families"]

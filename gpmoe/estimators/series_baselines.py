@@ -153,7 +153,7 @@ class DTWNeighboursClassifier(SeriesClassifier):
     def _fit(self, training: RaggedSeries, validation: RaggedSeries, seed: int) -> None:
         if self.combine not in ("distances", "scores"):
             raise InputError(f"`combine` must be 'distances' or 'scores'; got {self.combine!r}.")
-        self.scaling_ = SeriesScaling.fit(training, log_skewed=True)
+        self.scaling_ = SeriesScaling.fit(training, "normal")
         targets, ends = self._targets(training), training.grid_offsets[1:] - 1
         usable = np.flatnonzero((np.diff(training.grid_offsets) > 0) & ~np.isnan(targets[ends]).any(-1))
         order = np.random.default_rng(seed).permutation(usable)
