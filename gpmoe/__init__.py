@@ -4,7 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpmoe.early_warning import RaggedSeries
     from gpmoe.estimators import (
+        EarlyWarningClassifier,
         GPRegressor,
         GridGPRegressor,
         LocalExpertsRegressor,
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from gpmoe.io import load
 
 __all__ = [
+    "EarlyWarningClassifier",
     "GPRegressor",
     "GridGPRegressor",
     "LocalExpertsRegressor",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
+    "RaggedSeries",
     "SparseGPRegressor",
     "TreeMixtureRegressor",
     "__version__",
@@ -29,11 +33,13 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "EarlyWarningClassifier": "gpmoe.estimators",
     "GPRegressor": "gpmoe.estimators",
     "GridGPRegressor": "gpmoe.estimators",
     "LocalExpertsRegressor": "gpmoe.estimators",
     "MixtureOfExpertsClassifier": "gpmoe.estimators",
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
+    "RaggedSeries": "gpmoe.early_warning",
     "SparseGPRegressor": "gpmoe.estimators",
     "TreeMixtureRegressor": "gpmoe.estimators",
     "load": "gpmoe.io",
@@ -41,8 +47,10 @@ _HOMES = {
 _SUBMODULES = {
     "data",
     "distributions",
+    "early_warning",
     "errors",
     "estimators",
+    "features",
     "gates",
     "inference",
     "io",
