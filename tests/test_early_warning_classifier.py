@@ -8,6 +8,7 @@ import torch
 
 import gpmoe
 from gpmoe.early_warning import RaggedSeries
+from gpmoe.early_warning.boosted_trees import BoostedTrees, boosting
 from gpmoe.early_warning.causality import largest_leak
 from gpmoe.early_warning.recalibration import Calibration
 from gpmoe.early_warning.risk_inputs import batch_of, carried_forward
@@ -26,6 +27,7 @@ KINDS = {
     "joint": {"network": "gru", "learn_adapter": "joint"},
     "draws": {"network": "gru", "n_draws": 2},
     "two members": {"network": "gru", "n_members": 2},
+    "trees": {"network": "trees", "max_trees": 5},
     "hazard": {"network": "gru", "head": "hazard", "horizon": 4.0, "n_bins": 2},
 }
 
@@ -235,6 +237,23 @@ class TestBaselines:
             assert largest_leak(model.predict_proba, fresh, cuts=2) < 1e-6
             risks = model.predict_proba_series(fresh)
             assert risks[1::2].mean() > risks[::2].mean()
+
+
+class TestTrees:
+    def test_are_those_of_scikit_learn(self):
+        rng = np.random.default_rng(0)
+        X = np.where(rng.random((2000, 4)) < 0.2, np.nan, rng.standard_normal((2000, 4))).astype(np.float32)
+        y = (np.nan_to_num(X[:, 0]) + rng.standard_normal(2000) > np.isnan(X[:, 1])).astype(float)
+        trees = BoostedTrees.grow(X, y, max_iter=30, seed=1)
+        expected = boosting(30, 0.06, 1).fit(X, y).predict_proba(X)[:, 1]
+        assert trees.predict(X) == pytest.approx(expected, abs=1e-12)
+
+    def test_have_no_gradient_to_explain(self):
+        model = fitted(network="trees", max_trees=3)
+        with pytest.raises(InputError, match="Fit a 'tcn' or a 'gru'"):
+            model.explain(simulated(3)[[0]], 5.0)
+        with pytest.raises(InputError, match="Fit a 'tcn' or a 'gru'"):
+            model.predict_risk_draws(simulated(3))
 
 
 class TestCalibration:

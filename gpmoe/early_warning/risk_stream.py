@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from gpmoe.early_warning.boosted_trees import BoostedTrees
+from gpmoe.early_warning.hand_features import HandState
 from gpmoe.early_warning.risk_inputs import RiskInputs
 from gpmoe.early_warning.risk_network import RiskNetwork, risk
 from gpmoe.early_warning.scaling import SeriesScaling
@@ -33,7 +34,8 @@ class RiskStream:
 
     Args:
         reader: makes the inputs.
-        networks: whose logits are averaged.
+        networks: whose logits are averaged; may be none.
+        trees: one ensemble a task on inputs and hand features, in place of networks; may be none.
         scaling: of channels and covariates.
         channel_names: M names.
         calibrate: from risks ``(r, tasks)`` to probabilities.
@@ -43,11 +45,13 @@ class RiskStream:
         self,
         reader: RiskInputs,
         networks: list[RiskNetwork],
+        trees: list[BoostedTrees],
         scaling: SeriesScaling,
         channel_names: tuple[str, ...],
         calibrate: Any,
     ) -> None:
-        self._reader, self._networks, self._scaling, self._calibrate = reader, networks, scaling, calibrate
+        self._reader, self._networks, self._trees = reader, networks, trees
+        self._scaling, self._calibrate = scaling, calibrate
         self._channels = {name: i for i, name in enumerate(channel_names)}
         self._series: dict[Hashable, _Series] = {}
         adapter = reader.adapter
@@ -71,7 +75,7 @@ class RiskStream:
             raise InputError(f"`static` must hold {self._reader.n_static} covariates; got {len(given)}.")
         if not len(given):
             given = np.full(self._reader.n_static, np.nan)
-        self._series[id] = _Series(self, torch.from_numpy(self._scaling.static(given)))
+        self._series[id] = _Series(self, given)
 
     def forget(self, id: Hashable) -> None:
         """Drop a series and its state."""
@@ -93,7 +97,7 @@ class RiskStream:
             self.admit(id)
         index = self._channels[channel]
         scaled = float(self._scaling.values([index], [value])[0])
-        self._series[id].update(time, index, scaled)
+        self._series[id].update(time, index, scaled, float(value))
 
     def score(self, id: Hashable, time: float) -> NDArray[np.float64]:
         """The risk at the series' next grid time, ``(tasks,)``; the network moves on by one step.
@@ -141,9 +145,11 @@ class RiskStream:
 class _Series:
     """State of one series."""
 
-    def __init__(self, stream: RiskStream, static: Tensor) -> None:
-        self.stream, self.static = stream, static.unsqueeze(0)
+    def __init__(self, stream: RiskStream, static: NDArray[np.float64]) -> None:
+        self.stream, self.raw_static = stream, static
+        self.static = torch.from_numpy(stream._scaling.static(static)).unsqueeze(0)
         M = stream._reader.n_channels
+        self.hand = HandState(M) if stream._trees else None
         self.filter = None if stream._adapter is None else StreamingMGP(stream._adapter, 1)
         self.values = torch.zeros(1, M, dtype=torch.float64)
         self.latest = torch.full((1, M), -torch.inf, dtype=torch.float64)
@@ -152,7 +158,7 @@ class _Series:
         self.states = [network.body.clean_state(1) for network in stream._networks]  # type: ignore[operator]
         self.next_step: int | None = None
 
-    def update(self, time: float, channel: int, value: float) -> None:
+    def update(self, time: float, channel: int, value: float, raw: float) -> None:
         if time < self.seen or time <= self.scored:
             raise InputError(
                 f"an observation at {time} comes too late: the series stands at {max(self.seen, self.scored)}. "
@@ -160,6 +166,8 @@ class _Series:
             )
         if self.filter is not None:
             self.filter.update([0], [time], [channel], [value])
+        if self.hand is not None:
+            self.hand.update(time, channel, raw)
         self.values[0, channel], self.latest[0, channel] = value, time
         self.count[0, channel] += 1
         self.first, self.seen = min(self.first, time), time
@@ -182,12 +190,17 @@ class _Series:
             mean, variance = posterior.mean, posterior.variance
         at = torch.tensor([time], dtype=torch.float64)
         x = reader.assembled(mean, variance, stream._prior, history, self.static, at).float()
+        self.count.zero_()
+        self.scored = time
+        if self.hand is not None:
+            row = np.concatenate([x.numpy(), self.hand.features(time, self.raw_static)], axis=1)
+            return self._calibrated(np.column_stack([each.predict(row) for each in stream._trees]))
         logits = []
         for i, network in enumerate(stream._networks):
             hidden, self.states[i] = network.body.forward_step(x, self.states[i])  # type: ignore[operator]
             logits.append(network.head(hidden.unsqueeze(1)).squeeze(1).unflatten(-1, (-1, network.tasks)))
-        self.count.zero_()
-        self.scored = time
-        found = risk(torch.stack(logits).mean(0).double()).numpy()
-        calibrated: NDArray[np.float64] = stream._calibrate(found)[0]
-        return calibrated
+        return self._calibrated(risk(torch.stack(logits).mean(0).double()).numpy())
+
+    def _calibrated(self, risks: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = self.stream._calibrate(risks)[0]
+        return found

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from gpmoe.early_warning.boosted_trees import BoostedTrees
 from gpmoe.early_warning.explanation import Contributions, integrated_gradients
+from gpmoe.early_warning.hand_features import hand_features
 from gpmoe.early_warning.risk_inputs import RiskInputs, batch_of
 from gpmoe.early_warning.risk_network import (
     RiskNetwork,
@@ -39,7 +41,7 @@ from gpmoe.models.mgp_adapter import MGPAdapter
 
 Array = NDArray[np.float64]
 
-_NETWORKS = ("tcn", "gru", "gru_d", "linear")
+_NETWORKS = ("tcn", "gru", "gru_d", "linear", "trees")
 _ADAPTERS = ("mgp", "carry_forward")
 _ALL_INPUTS = ("mean", "variance", "age", "measured", "static", "clock")
 _ADAPTER_SERIES = 1000  # how many series fit the GP at most, and
@@ -55,8 +57,9 @@ class EarlyWarningClassifier(SeriesClassifier):
     a causal network reads it, with its uncertainty, and says the risk.
 
     Args:
-        network: "tcn" (dilated causal convolutions), "gru", "linear" (no memory), or "gru_d" (Che et al., 2018), which
-            has decays of its own in place of the adapter and takes adapter="carry_forward".
+        network: "tcn" (dilated causal convolutions), "gru", "linear" (no memory), "gru_d" (Che et al., 2018), which
+            has decays of its own in place of the adapter and takes adapter="carry_forward", or "trees": boosted trees
+            on the same inputs and on hand features of each channel's past, `max_trees` of them.
         adapter: "mgp", the multi-task GP, or "carry_forward", the last values.
         inputs: which of "mean", "variance", "age", "measured", "static", "clock" the network reads; see
             `early_warning.risk_inputs`; all that the adapter has, if None.
@@ -70,6 +73,7 @@ class EarlyWarningClassifier(SeriesClassifier):
         n_bins: of the horizon.
         hidden: width of the network.
         n_blocks: of "tcn", whose past is 2^(n_blocks + 2) grid times; layers of "gru", at most two.
+        max_trees: of "trees".
         dropout: share of hidden channels dropped in training.
         n_components: time scales of the GP.
         rank: of its coregionalisation.
@@ -83,7 +87,8 @@ class EarlyWarningClassifier(SeriesClassifier):
 
     Attributes:
         adapter_: the fitted `MGPAdapter`, or None.
-        networks_: the fitted `RiskNetwork`s.
+        networks_: the fitted `RiskNetwork`s; none for "trees".
+        trees_: `BoostedTrees` of each task, for "trees".
         scaling_: of channels and covariates, to normal scores.
         step_: median distance of grid times in training.
         losses_: training and validation loss of each epoch, of each network.
@@ -114,6 +119,7 @@ class EarlyWarningClassifier(SeriesClassifier):
         n_bins: int = 6,
         hidden: int = 64,
         n_blocks: int = 4,
+        max_trees: int = 150,
         dropout: float = 0.1,
         n_components: int = 2,
         rank: int = 2,
@@ -139,6 +145,7 @@ class EarlyWarningClassifier(SeriesClassifier):
         self.n_bins = n_bins
         self.hidden = hidden
         self.n_blocks = n_blocks
+        self.max_trees = max_trees
         self.dropout = dropout
         self.n_components = n_components
         self.rank = rank
@@ -160,11 +167,25 @@ class EarlyWarningClassifier(SeriesClassifier):
         self.step_ = _step(training)
         scaled, held = self.scaling_.apply(training), self.scaling_.apply(validation)
         self.adapter_ = self._fitted_adapter(scaled, seed) if self.adapter == "mgp" else None
-        self.networks_, self.losses_ = [], []
+        self.networks_, self.losses_, self.trees_ = [], [], []
+        if self.network == "trees":
+            self._grow(training, scaled, seed)
+            return
         for member in range(self.n_members):
             network = self._network(seed + member)
             self.networks_.append(network)
             self.losses_.append(self._train(network, scaled, held, seed + member))
+
+    def _grow(self, training: RaggedSeries, scaled: RaggedSeries, seed: int) -> None:
+        X, labels = self._tree_features(training, scaled), self._targets(training)
+        for task in range(self.n_tasks_):
+            known = ~np.isnan(labels[:, task])
+            self.trees_.append(BoostedTrees.grow(X[known], labels[known, task], max_iter=self.max_trees, seed=seed))
+
+    @torch.no_grad()
+    def _tree_features(self, series: RaggedSeries, scaled: RaggedSeries) -> NDArray[np.float32]:
+        """Inputs of a network, and hand features of the values as they came, ``(G, columns)``."""
+        return np.concatenate([self._reader()(scaled).float().numpy(), hand_features(series)], axis=1)
 
     def _fitted_adapter(self, scaled: RaggedSeries, seed: int) -> MGPAdapter:
         """The GP fitted by its likelihood to some of the series."""
@@ -273,6 +294,9 @@ class EarlyWarningClassifier(SeriesClassifier):
         return float(self.positive_weight)
 
     def _raw(self, series: RaggedSeries) -> Array:
+        if self.trees_:
+            X = self._tree_features(series, self.scaling_.apply(series))
+            return np.column_stack([each.predict(X) for each in self.trees_])
         logits = self._logits(self.scaling_.apply(series), self.networks_, self._reader(), self.n_draws, 0)
         return risk(logits.double()).numpy()
 
@@ -309,6 +333,7 @@ class EarlyWarningClassifier(SeriesClassifier):
             InputError: without the multi-task GP.
         """
         self._expect_known(series)
+        self._expect_network("draws go through a network")
         if self.adapter_ is None:
             raise InputError("draws need adapter='mgp'; values carried forward have no uncertainty.")
         scaled, reader, rows = self.scaling_.apply(series), self._reader(), []
@@ -330,7 +355,9 @@ class EarlyWarningClassifier(SeriesClassifier):
         check_is_fitted(self, "networks_")
         if self.n_draws:
             raise InputError("a model with `n_draws` can't stream; fit one with n_draws=0.")
-        return RiskStream(self._reader(), self.networks_, self.scaling_, self.channel_names_, self._calibrated)
+        return RiskStream(
+            self._reader(), self.networks_, self.trees_, self.scaling_, self.channel_names_, self._calibrated
+        )
 
     def score_stream(
         self, observations: Iterable[tuple[Hashable, float, str, float]], every: float | None = None
@@ -359,6 +386,7 @@ class EarlyWarningClassifier(SeriesClassifier):
             InputError: if there is more than one series, or none.
         """
         self._expect_known(series)
+        self._expect_network("contributions follow a network's gradient")
         if len(series) != 1:
             raise InputError(f"`series` must be a single one, such as series[[3]]; got {len(series)}.")
         past = series.until(time)
@@ -379,6 +407,10 @@ class EarlyWarningClassifier(SeriesClassifier):
             found, top, base = integrated_gradients(logit, torch.from_numpy(scaled.value.copy()), steps)
         return Contributions(past.time, past.channel, past.value, found, top, base, past.channel_names)
 
+    def _expect_network(self, what: str) -> None:
+        if self.trees_:
+            raise InputError(f"{what}; network='trees' has none. Fit a 'tcn' or a 'gru'.")
+
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
         arguments = self.get_params(deep=False)
@@ -395,6 +427,10 @@ class EarlyWarningClassifier(SeriesClassifier):
             data["report"] = asdict(self.report_)
         for i, network in enumerate(self.networks_):
             tensors |= _state(network, f"network{i}")
+        for task, trees in enumerate(self.trees_):
+            tensors[f"trees{task}.starts"] = torch.from_numpy(trees.starts)
+            tensors[f"trees{task}.nodes"] = torch.from_numpy(trees.nodes)
+        data["baselines"] = [trees.baseline for trees in self.trees_]
         return data, tensors
 
     @classmethod
@@ -414,7 +450,11 @@ class EarlyWarningClassifier(SeriesClassifier):
             _set_state(model.adapter_, "adapter", tensors)
             model.adapter_.requires_grad_(False)
             model.report_ = FitReport.from_dict(data["report"])
-        model.networks_ = [model._network(0) for _ in range(model.n_members)]
+        model.trees_ = [
+            BoostedTrees(float(baseline), tensors[f"trees{t}.starts"].numpy(), tensors[f"trees{t}.nodes"].numpy())
+            for t, baseline in enumerate(data["baselines"])
+        ]
+        model.networks_ = [] if model.trees_ else [model._network(0) for _ in range(model.n_members)]
         for i, network in enumerate(model.networks_):
             _set_state(network, f"network{i}", tensors)
             network.requires_grad_(False).eval()
@@ -431,6 +471,8 @@ class EarlyWarningClassifier(SeriesClassifier):
                 raise InputError(f"`{name}` must be one of {', '.join(known)}; got {value!r}.")
         if self.head == "hazard" and (self.horizon is None or not self.horizon > 0):
             raise InputError(f"head='hazard' needs a positive `horizon`, in units of time; got {self.horizon!r}.")
+        if self.network == "trees" and (self.head, self.learn_adapter, self.n_draws) != ("class", "likelihood", 0):
+            raise InputError("network='trees' takes head='class', learn_adapter='likelihood' and n_draws=0.")
         if self.network == "gru_d" and (self.adapter != "carry_forward" or self.inputs is not None):
             raise InputError(
                 "network='gru_d' decays values itself: pass adapter='carry_forward' and leave `inputs` alone."

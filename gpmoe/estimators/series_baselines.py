@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from gpmoe.early_warning.boosted_trees import boosting
 from gpmoe.early_warning.hand_features import hand_features
 from gpmoe.early_warning.risk_inputs import carried_forward
 from gpmoe.early_warning.scaling import SeriesScaling
@@ -98,10 +98,7 @@ class HandFeatureClassifier(SeriesClassifier):
         if self.model == "logistic":
             solver = LogisticRegression(C=0.01, max_iter=self.max_iter)
             return make_pipeline(StandardScaler(), solver)
-        return HistGradientBoostingClassifier(
-            max_iter=self.max_iter, learning_rate=self.learning_rate, max_leaf_nodes=31, min_samples_leaf=200,
-            l2_regularization=10.0, max_features=0.3, early_stopping=False, random_state=seed,
-        )  # fmt: skip
+        return boosting(self.max_iter, self.learning_rate, seed)
 
     def _raw(self, series: RaggedSeries) -> Array:
         X = hand_features(series, self.half_lives)
