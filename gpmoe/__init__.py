@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         LocalExpertsRegressor,
         MixtureOfExpertsClassifier,
         MixtureOfExpertsRegressor,
+        MultitaskGPRegressor,
         SparseGPRegressor,
         TreeMixtureRegressor,
     )
@@ -21,6 +22,7 @@ __all__ = [
     "LocalExpertsRegressor",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
+    "MultitaskGPRegressor",
     "SparseGPRegressor",
     "TreeMixtureRegressor",
     "__version__",
@@ -34,6 +36,7 @@ _HOMES = {
     "LocalExpertsRegressor": "gpmoe.estimators",
     "MixtureOfExpertsClassifier": "gpmoe.estimators",
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
+    "MultitaskGPRegressor": "gpmoe.estimators",
     "SparseGPRegressor": "gpmoe.estimators",
     "TreeMixtureRegressor": "gpmoe.estimators",
     "load": "gpmoe.io",
