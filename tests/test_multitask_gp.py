@@ -11,7 +11,7 @@ from torch import Tensor
 from gpmoe.errors import InputError, NonFiniteError, ShapeError
 from gpmoe.inference import fit
 from gpmoe.models import ExactGP
-from gpmoe.models.coregionalisation import FreeCoregionalisation, OutlierTaskGate, task_relevance
+from gpmoe.kernels.coregionalisation import FreeCoregionalisation, OutlierTaskGate, task_relevance
 from gpmoe.models.multitask_gp import MultitaskGP, default_kernels, pairwise_correlation, plan_tasks
 
 NOT_A_NUMBER = float("nan")

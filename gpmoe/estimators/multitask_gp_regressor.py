@@ -26,7 +26,7 @@ from gpmoe.inference.fit import fit
 from gpmoe.inference.report import FitReport
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
-from gpmoe.models.coregionalisation import Coregionalisation, OutlierTaskGate
+from gpmoe.kernels.coregionalisation import Coregionalisation, OutlierTaskGate
 from gpmoe.models.multitask_gp import MultitaskGP, default_kernels, pairwise_correlation
 
 
@@ -44,7 +44,7 @@ class MultitaskGPRegressor(RegressorMixin, BaseEstimator):
             per input.
         n_components: how many kernels, that is, scales of length or time, where none are given.
         tasks: "free" for B_q = W W' + diag(v); "outlier" for one gate a task that tells outlying tasks from the rest,
-            see `models.coregionalisation.OutlierTaskGate`, whose rank is three.
+            see `kernels.coregionalisation.OutlierTaskGate`, whose rank is three.
         noise: noise variances in units of y squared, a number or one for each task; None learns them.
         solver: "auto" for the cheapest exact way, or one of `models.multitask_gp.TaskMethod`; the report names it.
         n_restarts: further starts of the optimiser, which run through joblib.

@@ -43,7 +43,7 @@ from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.latent_kronecker import LatentKronecker
 from gpmoe.linalg.latent_kronecker import plan as plan_grid
 from gpmoe.linalg.stationary import dense_covariance
-from gpmoe.models.coregionalisation import Coregionalisation, FreeCoregionalisation
+from gpmoe.kernels.coregionalisation import Coregionalisation, FreeCoregionalisation
 from gpmoe.models.exact_gp import evaluating
 from gpmoe.models.gaussian_model import ConditionedGP, LearnableModel, expect_inputs
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
