@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         LocalExpertsRegressor,
         MixtureOfExpertsClassifier,
         MixtureOfExpertsRegressor,
+        MultitaskGPRegressor,
         SparseGPRegressor,
         TreeMixtureRegressor,
     )
@@ -24,6 +25,7 @@ __all__ = [
     "LocalExpertsRegressor",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
+    "MultitaskGPRegressor",
     "RaggedSeries",
     "SparseGPRegressor",
     "TreeMixtureRegressor",
@@ -39,6 +41,7 @@ _HOMES = {
     "LocalExpertsRegressor": "gpmoe.estimators",
     "MixtureOfExpertsClassifier": "gpmoe.estimators",
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
+    "MultitaskGPRegressor": "gpmoe.estimators",
     "RaggedSeries": "gpmoe.early_warning",
     "SparseGPRegressor": "gpmoe.estimators",
     "TreeMixtureRegressor": "gpmoe.estimators",

@@ -38,6 +38,7 @@ _LOADABLE = {  # classes that a file may name, and where they live
     "LocalExpertsRegressor": "gpmoe.estimators.local_experts_regressor",
     "MixtureOfExpertsClassifier": "gpmoe.estimators.mixture_of_experts_classifier",
     "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",
+    "MultitaskGPRegressor": "gpmoe.estimators.multitask_gp_regressor",
     "SparseGPRegressor": "gpmoe.estimators.sparse_gp_regressor",
     "TreeMixtureRegressor": "gpmoe.estimators.tree_mixture_regressor",
 }

@@ -6,6 +6,7 @@ from gpmoe.estimators.grid_gp_regressor import GridGPRegressor
 from gpmoe.estimators.local_experts_regressor import LocalExpertsRegressor
 from gpmoe.estimators.mixture_of_experts_classifier import MixtureOfExpertsClassifier
 from gpmoe.estimators.mixture_of_experts_regressor import MixtureOfExpertsRegressor
+from gpmoe.estimators.multitask_gp_regressor import MultitaskGPRegressor
 from gpmoe.estimators.series_baselines import ClockClassifier, DTWNeighboursClassifier, HandFeatureClassifier
 from gpmoe.estimators.sparse_gp_regressor import SparseGPRegressor
 from gpmoe.estimators.tree_mixture_regressor import TreeMixtureRegressor
@@ -20,6 +21,7 @@ __all__ = [
     "LocalExpertsRegressor",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
+    "MultitaskGPRegressor",
     "SparseGPRegressor",
     "TreeMixtureRegressor",
 ]
