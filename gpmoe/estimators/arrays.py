@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
@@ -137,6 +137,22 @@ class Scaling:
     def targets(self, y: Array) -> Tensor:
         """y in the model's units."""
         return torch.from_numpy((y - self.y_shift) / self.y_scale)
+
+    def noise(self, noise: ArrayLike | None, n: int) -> Tensor | None:
+        """Noise variances, a number or ``(n,)``, in the model's units; None, for noise to learn, stays None.
+
+        Raises:
+            ShapeError: if there are several, but not one for each of n rows.
+            InputError: if one is not positive and finite.
+        """
+        if noise is None:
+            return None
+        given = np.asarray(noise, dtype=np.float64)
+        if given.shape not in ((), (n,)):
+            raise ShapeError(f"`noise` must be a number or have shape ({n},); got {given.shape}.")
+        if not np.all(given > 0) or not np.all(np.isfinite(given)):
+            raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {given.min()}.")
+        return torch.as_tensor(given / self.y_scale**2, dtype=torch.float64)
 
     def predictive(self, predictive: Predictive) -> Predictive:
         """A prediction in the caller's units."""

@@ -15,7 +15,8 @@ from gpmoe.data.row_blocks import ArrayBlocks, RowFile
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
-from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
+from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.fit_from_file import fit_from_file
 from gpmoe.inference.fit_local_experts import ExpertPlan, FittedExperts, fit_local_experts
 from gpmoe.inference.report import warn_about
@@ -153,7 +154,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
         model = self.model_
-        tensors = {} if self.kernel is None else tensors_of(self.kernel, "kernel")
+        kernel, tensors = kernel_to_parts(self.kernel)
         tensors |= {"X": model.X, "y": model.y, **tensors_of(model, "model"), **model.layout.to_tensors()}
         arguments = {
             "points_per_expert": int(self.points_per_expert),
@@ -162,11 +163,11 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
             "partition": self.partition,
             "n_nearest": None if self.n_nearest is None else int(self.n_nearest),
             "shared": bool(self.shared),
-            "kernel": None if self.kernel is None else describe_kernel(self.kernel),
+            "kernel": kernel,
             "noise": None if self.noise is None else float(self.noise),
             "scale": self.scale,
             "n_jobs": self.n_jobs,
-            "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            "random_state": stored_seed(self.random_state),
         }
         return {**self._common_parts(), "arguments": arguments, "kernel": describe_kernel(model.covar_module)}, tensors
 
@@ -174,9 +175,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "LocalExpertsRegressor":
         """See `io.Savable`."""
         arguments = dict(data["arguments"])
-        if arguments["kernel"] is not None:
-            arguments["kernel"] = build_kernel(arguments["kernel"])
-            set_tensors(arguments["kernel"], "kernel", tensors)
+        arguments["kernel"] = kernel_from_parts(arguments["kernel"], tensors)
         estimator = cls(**arguments)
         estimator._restore_common(data, tensors)
         plan = estimator._plan()
@@ -204,9 +203,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
 
     def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         mean = self.model_.answers(X)[0]
-        L = torch.linalg.cholesky(self._covariance(X))
-        standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
-        return mean + standard @ L.mT
+        return gaussian_samples(mean, self._covariance(X), n_samples, generator)
 
 
 def _in_memory(rows: Array) -> Iterator[tuple[Array, slice]]:

@@ -19,15 +19,19 @@ from torch import Tensor
 from gpmoe import io
 from gpmoe.errors import GPMoEWarning, InputError, NonFiniteError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs
-from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
+from gpmoe.estimators.stored_arguments import (
+    gate_from_parts,
+    gate_to_parts,
+    kernel_from_parts,
+    kernel_to_parts,
+    stored_seed,
+)
 from gpmoe.gates import Gate
-from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
 from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
 from gpmoe.inference.hard_em import sparse_from_clusters
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.vbem import log_evidence
-from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.models.categorical_likelihood import CategoricalLikelihood
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
@@ -205,19 +209,16 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
             InputError: for labels that are neither numbers nor strings.
         """
         parts, tensors = sparse_to_parts(self.model_)
-        if self.kernel is not None:
-            tensors |= tensors_of(self.kernel, "kernel")
-        if not isinstance(self.gate, str):
-            tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
+        (kernel, of_kernel), (gate, of_gate) = kernel_to_parts(self.kernel), gate_to_parts(self.gate)
         names = getattr(self, "feature_names_in_", None)
         data = {
             "arguments": {
                 "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
-                "kernel": None if self.kernel is None else describe_kernel(self.kernel),
-                "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
+                "kernel": kernel,
+                "gate": gate,
                 "n_inducing": int(self.n_inducing),
                 "max_iterations": None if self.max_iterations is None else int(self.max_iterations),
-                "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+                "random_state": stored_seed(self.random_state),
             },
             "classes": _plain_labels(self.classes_),
             "dtype": "str" if self.classes_.dtype == object else self.classes_.dtype.str,
@@ -227,20 +228,14 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
             "feature_names": None if names is None else [str(name) for name in names],
             **parts,
         }
-        return data, tensors
+        return data, {**tensors, **of_kernel, **of_gate}
 
     @classmethod
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "MixtureOfExpertsClassifier":
         """See `io.Savable`."""
         arguments = dict(data["arguments"])
-        if arguments["kernel"] is not None:
-            arguments["kernel"] = build_kernel(arguments["kernel"])
-            set_tensors(arguments["kernel"], "kernel", tensors)
-        if not isinstance(arguments["gate"], str):
-            gate = build_gate(arguments["gate"])
-            set_tensors(cast(torch.nn.Module, gate), "own_gate", tensors)
-            set_buffers(gate, "own_gate", tensors)
-            arguments["gate"] = gate
+        arguments["kernel"] = kernel_from_parts(arguments["kernel"], tensors)
+        arguments["gate"] = gate_from_parts(arguments["gate"], tensors)
         estimator = cls(**arguments)
         estimator.scaling_ = Scaling.from_dict(data["scaling"])
         estimator.report_ = FitReport.from_dict(data["report"])

@@ -17,10 +17,10 @@ from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
 from gpmoe.estimators.exact_mixture_parts import exact_from_parts, exact_to_parts, settle
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
-from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
+from gpmoe.estimators.stored_arguments import gate_from_parts, gate_to_parts, stored_seed
 from gpmoe.gates import Gate
-from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
 from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
 from gpmoe.inference.hard_em import fit_hard, fit_hard_quietly, fit_hard_sparse, sparse_from_exact
 from gpmoe.inference.report import FitReport
@@ -304,25 +304,22 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
-        expert, tensors = self._expert_to_parts()
+        (expert, of_expert), (gate, of_gate) = self._expert_to_parts(), gate_to_parts(self.gate)
         model = self.model_
-        parts, own = sparse_to_parts(model) if isinstance(model, SparseMixtureOfExperts) else exact_to_parts(model)
-        tensors |= own
-        if not isinstance(self.gate, str):
-            tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
+        parts, tensors = sparse_to_parts(model) if isinstance(model, SparseMixtureOfExperts) else exact_to_parts(model)
         data = {
             "arguments": {
                 "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
-                "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
+                "gate": gate,
                 "inference": self.inference,
                 "n_inducing": int(self.n_inducing),
                 "max_iterations": None if self.max_iterations is None else int(self.max_iterations),
-                "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+                "random_state": stored_seed(self.random_state),
             },
             "expert": expert,
             **parts,
         }
-        return {**self._common_parts(), **data}, tensors
+        return {**self._common_parts(), **data}, {**tensors, **of_expert, **of_gate}
 
     def _expert_to_parts(self) -> tuple[Any, dict[str, Tensor]]:
         if isinstance(self.expert, GPRegressor):
@@ -336,12 +333,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         if isinstance(expert, dict):
             expert = GPRegressor.arguments_from_parts(expert, tensors)
         arguments = data["arguments"]
-        gate = arguments["gate"]
-        if not isinstance(gate, str):
-            gate = build_gate(gate)
-            set_tensors(cast(torch.nn.Module, gate), "own_gate", tensors)
-            set_buffers(gate, "own_gate", tensors)
-        estimator = cls(**{**arguments, "gate": gate}, expert=expert)
+        estimator = cls(**{**arguments, "gate": gate_from_parts(arguments["gate"], tensors)}, expert=expert)
         estimator._restore_common(data, tensors)
         sparse = "likelihoods" in data
         estimator._keep(sparse_from_parts(data, tensors) if sparse else exact_from_parts(data, tensors))

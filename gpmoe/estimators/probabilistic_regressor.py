@@ -1,4 +1,4 @@
-"""What both regressors share: predictions in the caller's units from a fitted model in its own."""
+"""What all regressors share: predictions in the caller's units from a fitted model in its own."""
 
 from abc import abstractmethod
 from dataclasses import asdict
@@ -135,6 +135,12 @@ class ProbabilisticRegressor(RegressorMixin, BaseEstimator):
     def _inputs(self, X: Any) -> Tensor:
         check_is_fitted(self, "report_")
         return self.scaling_.inputs(checked_inputs(self, X, reset=False))
+
+
+def gaussian_samples(mean: Tensor, covariance: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+    """Draws from N(mean ``(m,)``, covariance ``(m, m)``), ``(n_samples, m)``."""
+    standard = torch.randn(n_samples, len(mean), generator=generator, dtype=mean.dtype)
+    return mean + standard @ torch.linalg.cholesky(covariance).mT
 
 
 def tensors_of(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:

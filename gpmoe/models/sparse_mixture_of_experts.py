@@ -20,8 +20,6 @@ from typing import Any, TypeVar, cast
 
 import gpytorch
 import torch
-from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import Model
 from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
@@ -36,14 +34,15 @@ from gpmoe.gates import Gate
 from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.categorical_likelihood import CategoricalLikelihood
 from gpmoe.models.gaussian_model import expect_inputs
-from gpmoe.models.mixture_of_experts import MixturePosterior, make_gate
+from gpmoe.models.mixture_model import MixtureModel
+from gpmoe.models.mixture_of_experts import make_gate
 from gpmoe.models.stochastic_variational_gp import StochasticVariationalGP
 
 _BLOCK = 4096  # rows at a time of passes over many
 _Part = TypeVar("_Part", Tensor, Kernel, Likelihood)
 
 
-class SparseMixtureOfExperts(gpytorch.Module, Model):
+class SparseMixtureOfExperts(gpytorch.Module, MixtureModel):
     """Sparse variational GP experts, each on the whole input space, mixed by a gate.
 
     `inference.fit_sparse_mixture` fits it by minibatches; `inference.hard_em` finds where to start. The experts stand
@@ -126,11 +125,6 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
     def all_experts(self) -> list[StochasticVariationalGP]:
         """The experts, as what they are."""
         return [cast(StochasticVariationalGP, expert) for expert in self.experts]
-
-    @property
-    def num_outputs(self) -> int:
-        """One."""
-        return 1
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -257,31 +251,6 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
     def _noise(self) -> Tensor:
         """σ_k², ``(k,)``."""
         return torch.cat([expert.new_noise() for expert in self.all_experts])
-
-    def posterior(
-        self,
-        X: Tensor,
-        output_indices: list[int] | None = None,
-        observation_noise: bool | Tensor = False,
-        posterior_transform: PosteriorTransform | None = None,
-    ) -> MixturePosterior:
-        """Joint posterior at new inputs ``(*batch, q, d)``, as `MixtureOfExperts.posterior`.
-
-        Raises:
-            InputError: for a noise tensor or a transform, or for noise where a likelihood is not Gaussian.
-        """
-        tensor = isinstance(observation_noise, Tensor)
-        if output_indices not in (None, [0]) or posterior_transform is not None or tensor:
-            raise InputError(
-                "a mixture's posterior takes neither transforms nor noise tensors; use a Monte Carlo objective."
-            )
-        expect_inputs(X, self.X)
-        joint = [expert.latent(X) for expert in self.all_experts]
-        mean = torch.stack([mean for mean, _ in joint], -2)
-        covariance = torch.stack([covariance for _, covariance in joint], -3)
-        if observation_noise:
-            covariance = covariance + torch.diag_embed(self._noise().unsqueeze(-1).expand(mean.shape))
-        return MixturePosterior(self.gate_probs(X), mean, covariance)
 
 
 def _expert(
