@@ -28,9 +28,19 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
 
     Raises:
         NonFiniteError: naming the first row and column that is NaN or infinite.
+        InputError: naming the first row and column that holds text.
         ValueError: scikit-learn's, naming what came and what was wanted.
     """
-    checked: Array = validate_data(estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False)
+    try:
+        checked: Array = validate_data(estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False)
+    except ValueError as error:
+        text = _first_text(X)
+        if text is None:
+            raise
+        raise InputError(
+            f"`X` must hold numbers; {text}. Encode such columns first, for instance by "
+            "sklearn.preprocessing.OneHotEncoder, or leave them out."
+        ) from error
     bad = ~np.isfinite(checked)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
@@ -41,6 +51,26 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
             "Every entry must be finite; drop such rows or impute them first."
         )
     return checked
+
+
+def _first_text(X: Any) -> str | None:
+    """Where X holds text that is no number; None where it doesn't."""
+    values = np.asarray(X, dtype=object)
+    for row, column in np.ndindex(values.shape) if values.ndim == 2 else ():
+        value = values[row, column]
+        if isinstance(value, str) and not _is_number(value):
+            names = getattr(X, "columns", None)
+            name = "" if names is None else f" ({str(names[column])!r})"
+            return f"row {row}, column {column}{name} is {value!r}"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def checked_targets(estimator: BaseEstimator, y: Any, n: int) -> Array:

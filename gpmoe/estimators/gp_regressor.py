@@ -13,6 +13,7 @@ from torch import Tensor
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_kernel
 from gpmoe.estimators.memory import solver_for
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
 from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
@@ -83,6 +84,7 @@ class GPRegressor(ProbabilisticRegressor):
             X: ``(n, d)``, array or frame.
             y: ``(n,)``.
         """
+        expect_kernel(self.kernel)
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         solver = solver_for(len(inputs), self.solver, stacklevel=2)
@@ -137,7 +139,7 @@ class GPRegressor(ProbabilisticRegressor):
             "kernel": kernel,
             "noise": None if self.noise is None else np.asarray(self.noise, dtype=np.float64).tolist(),
             "solver": describe_solver(self.solver),
-            "n_restarts": self.n_restarts,
+            "n_restarts": int(self.n_restarts),
             "scale": self.scale,
             "random_state": stored_seed(self.random_state),
         }

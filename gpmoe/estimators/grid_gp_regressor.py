@@ -131,7 +131,7 @@ class GridGPRegressor(ProbabilisticRegressor):
             "axes": None if self.axes is None else [[int(c) for c in axis] for axis in self.axes],
             "noise": None if self.noise is None else float(self.noise),
             "solver": self.solver if isinstance(self.solver, str) else asdict(self.solver),
-            "n_restarts": self.n_restarts,
+            "n_restarts": int(self.n_restarts),
             "scale": self.scale,
             "random_state": stored_seed(self.random_state),
         }

@@ -15,6 +15,7 @@ from gpmoe.data.row_blocks import ArrayBlocks, RowFile
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
 from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.fit_from_file import fit_from_file
@@ -104,6 +105,10 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
             X: ``(n, d)``, array or frame; or an iterable of blocks (X, y), such as `data.row_blocks.ParquetBlocks`.
             y: ``(n,)``; None for blocks.
         """
+        expect_count("points_per_expert", self.points_per_expert)
+        expect_count("degree", self.degree)
+        expect_count("n_nearest", self.n_nearest, None)
+        expect_kernel(self.kernel)
         seed = int(check_random_state(self.random_state).randint(2**31))
         blocks = ArrayBlocks(X, y) if isinstance(X, np.memmap) and y is not None else X
         if y is None or blocks is not X:
@@ -166,7 +171,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
             "kernel": kernel,
             "noise": None if self.noise is None else float(self.noise),
             "scale": self.scale,
-            "n_jobs": self.n_jobs,
+            "n_jobs": None if self.n_jobs is None else int(self.n_jobs),
             "random_state": stored_seed(self.random_state),
         }
         return {**self._common_parts(), "arguments": arguments, "kernel": describe_kernel(model.covar_module)}, tensors

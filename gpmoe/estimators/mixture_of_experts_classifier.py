@@ -1,5 +1,6 @@
 """Classification with a mixture of GP experts, front door."""
 
+import math
 import warnings
 from dataclasses import asdict
 from os import PathLike
@@ -19,6 +20,7 @@ from torch import Tensor
 from gpmoe import io
 from gpmoe.errors import GPMoEWarning, InputError, NonFiniteError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
 from gpmoe.estimators.stored_arguments import (
     gate_from_parts,
@@ -149,13 +151,10 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _check_arguments(self) -> None:
-        for name in ("n_experts", "n_inducing"):
-            value = getattr(self, name)
-            if name == "n_experts" and isinstance(value, str) and value == "auto":
-                continue
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                automatic = "'auto' or " if name == "n_experts" else ""
-                raise InputError(f"`{name}` must be {automatic}a whole number of at least 1; got {value!r}.")
+        expect_count("n_experts", self.n_experts, "auto")
+        expect_count("n_inducing", self.n_inducing)
+        expect_count("max_iterations", self.max_iterations, None)
+        expect_kernel(self.kernel)
         if self.n_experts == "auto" and not isinstance(self.gate, str):
             raise InputError("a `gate` object has a fixed number of experts: pass that number as `n_experts` too.")
 
@@ -260,9 +259,10 @@ def _checked_labels(estimator: BaseEstimator, y: Any, n: int) -> tuple[NDArray[A
     if y is None:
         raise InputError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     labels = column_or_1d(y, warn=True)
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        row = int(np.argmin(np.isfinite(labels)))
-        raise NonFiniteError(f"Input y contains NaN or infinity: first at row {row}. Drop such rows first.")
+    missing = _missing(labels)
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise NonFiniteError(f"Input y contains NaN, None or infinity: first at row {row}. Drop such rows first.")
     check_classification_targets(labels)
     if len(labels) != n:
         raise ShapeError(f"`X` and `y` must have the same number of rows; got {n} and {len(labels)}.")
@@ -270,6 +270,13 @@ def _checked_labels(estimator: BaseEstimator, y: Any, n: int) -> tuple[NDArray[A
     if len(classes) < 2:
         raise InputError(f"`y` must hold at least two classes; got one class, {classes.tolist()}.")
     return classes, index
+
+
+def _missing(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which labels are none, ``(n,)``."""
+    if labels.dtype.kind == "f":
+        return ~np.isfinite(labels)
+    return np.array([label is None or (isinstance(label, float) and math.isnan(label)) for label in labels], dtype=bool)
 
 
 def _plain_labels(classes: NDArray[Any]) -> list[Any]:

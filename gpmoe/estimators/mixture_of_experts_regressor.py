@@ -14,6 +14,7 @@ from torch import Tensor
 from gpmoe.distributions import Predictive
 from gpmoe.errors import GPMoEWarning, InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count
 from gpmoe.estimators.exact_mixture_parts import exact_from_parts, exact_to_parts, settle
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
@@ -188,8 +189,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
 
     def _number(self, expert: GPRegressor, inputs: Array, targets: Array, seed: int) -> int:
         """How many experts: as asked for, or as the evidence of some rows wants them."""
-        if self.n_experts != "auto":
-            return int(self.n_experts)
+        k = self._fixed_number()
+        if k is not None:
+            return k
         rows = np.random.default_rng(seed).permutation(len(inputs))[:_START_ROWS]
         with warnings.catch_warnings():  # the search is for the number alone
             warnings.simplefilter("ignore", GPMoEWarning)
@@ -216,10 +218,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     def _check_arguments(self) -> None:
         if self.inference not in _INFERENCES:
             raise InputError(f"`inference` must be 'vbem', 'svi' or 'hard'; got {self.inference!r}.")
-        if not isinstance(self.n_inducing, (int, np.integer)) or self.n_inducing < 1:
-            raise InputError(f"`n_inducing` must be a whole number of at least 1; got {self.n_inducing!r}.")
-        if self.n_experts != "auto" and (not isinstance(self.n_experts, (int, np.integer)) or self.n_experts < 1):
-            raise InputError(f"`n_experts` must be 'auto' or a whole number of at least 1; got {self.n_experts!r}.")
+        expect_count("n_experts", self.n_experts, "auto")
+        expect_count("n_inducing", self.n_inducing)
+        expect_count("max_iterations", self.max_iterations, None)
         self._check_kinds()
         if self._fixed_number() is None and not isinstance(self.gate, str):
             raise InputError("a `gate` object has a fixed number of experts: pass that number as `n_experts` too.")

@@ -15,6 +15,7 @@ from torch import Tensor
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
 from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.elbo import elbo
@@ -95,8 +96,9 @@ class SparseGPRegressor(ProbabilisticRegressor):
         """
         if self.inference not in _ITERATIONS:
             raise InputError(f"`inference` must be 'collapsed' or 'stochastic'; got {self.inference!r}.")
-        if self.n_inducing < 1:
-            raise InputError(f"`n_inducing` must be positive; got {self.n_inducing}.")
+        expect_count("n_inducing", self.n_inducing)
+        expect_count("max_iterations", self.max_iterations, None)
+        expect_kernel(self.kernel)
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         self.scaling_ = Scaling.learn(inputs, targets, self.scale)

@@ -4,14 +4,13 @@ from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 from gpytorch.kernels import Kernel
 from sklearn.utils import check_random_state
 from torch import Generator, Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Array, Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
 from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.fit_tree_mixture import fit_tree_mixture
@@ -83,10 +82,9 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
             InputError: for an argument out of its range.
             UnsupportedKernelError: for a kernel of another kind.
         """
-        for name in ("n_partitions", "leaf_size"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
+        expect_count("n_partitions", self.n_partitions)
+        expect_count("leaf_size", self.leaf_size)
+        expect_kernel(self.kernel)
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         self.scaling_ = Scaling.learn(inputs, targets, self.scale)

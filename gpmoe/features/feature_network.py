@@ -85,7 +85,7 @@ class FeatureNetwork(gpytorch.Module):
         ]
         self.weights = torch.nn.ParameterList([part[:, :-1].clone() for part in draw])
         self.biases = torch.nn.ParameterList([part[:, -1].clone() for part in draw])
-        self.register_prior("weights_prior", standard_normal(), _flat)
+        self.register_prior("weights_prior", centred_normal(), _flat)
 
     @property
     def n_features(self) -> int:
@@ -133,7 +133,7 @@ class FeatureNetwork(gpytorch.Module):
         return cls(**{name: description[name] for name in names})
 
 
-def standard_normal(stddev: float = 1.0) -> NormalPrior:
+def centred_normal(stddev: float = 1.0) -> NormalPrior:
     """N(0, stddev²) in float64, for each entry of a tensor."""
     zero = torch.zeros((), dtype=torch.float64)
     return NormalPrior(zero, zero + stddev)

@@ -49,7 +49,7 @@ class FeatureGate(gpytorch.Module):
         return self.gate.bound(self.extractor(X), responsibilities)
 
     def log_prior(self) -> Tensor:
-        """See `Gate`: of the gate; the extractor has none."""
+        """See `Gate`: of the gate. A prior on the extractor's weights counts with the priors of all modules."""
         return self.gate.log_prior()
 
     def log_occam_factor(self, X: Tensor) -> Tensor:

@@ -285,7 +285,7 @@ def sparse_from_clusters(
         n_experts: k.
         likelihood: of every expert.
         kernel: of every expert; `SparseMixtureOfExperts`' own if None.
-        gate: a name for `make_gate`, or a `Gate` of k experts.
+        gate: a name of `mixture_of_experts.GATES`, or a `Gate` of k experts.
         n_inducing: inducing points of each expert at most.
         seed: for rows and clusterings.
     """

@@ -40,6 +40,7 @@ from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert import Components, Expert
 from gpmoe.models.gaussian_model import expect_inputs
+from gpmoe.models.gaussian_noise import LEAST_SHARED_NOISE, gaussian_noise
 from gpmoe.models.mixture_model import MixtureModel
 
 _LEAST_RESPONSIBILITY = 1e-14  # of less, float64 keeps no trace in the evidence
@@ -100,9 +101,7 @@ class MixtureOfExperts(gpytorch.Module, MixtureModel):
         self.register_buffer("X", X)
         self.register_buffer("y", y)
         self.experts = torch.nn.ModuleList(cast(list[torch.nn.Module], made))
-        self.gate = make_gate(gate, k, X.shape[-1]) if isinstance(gate, str) else gate
-        if self.gate.n_experts != k:
-            raise InputError(f"`gate` must have {k} experts; got one of {self.gate.n_experts}.")
+        self.gate = gate_of(gate, k, X.shape[-1])
         self.register_buffer("responsibilities", X.new_full((len(X), k), 1 / k))
         self.set_responsibilities(self.responsibilities)
 
@@ -247,28 +246,24 @@ GATES: dict[str, Callable[[int, int], Gate]] = {  # from numbers of experts and 
 }
 
 
-def make_gate(name: str, n_experts: int, n_features: int) -> Gate:
-    """A gate by its name, one of `GATES`.
+def gate_of(gate: str | Gate, n_experts: int, n_features: int) -> Gate:
+    """The gate that a mixture's argument stands for.
 
     Raises:
-        InputError: for another name.
+        InputError: for an unknown name, or what is no gate of so many experts.
     """
-    if name not in GATES:
-        raise InputError(f"`gate` must be one of {', '.join(map(repr, GATES))}, or a Gate; got {name!r}.")
-    return GATES[name](n_experts, n_features)
+    made = gate
+    if isinstance(gate, str) and gate in GATES:
+        made = GATES[gate](n_experts, n_features)
+    number = getattr(made, "n_experts", None)
+    if isinstance(made, str) or number is None:
+        raise InputError(f"`gate` must be one of {', '.join(map(repr, GATES))}, or a Gate; got {gate!r}.")
+    if number != n_experts:
+        raise InputError(f"`gate` must have {n_experts} experts; got one of {number}.")
+    return made
 
 
 def _noise(noise: float | None, n_experts: int) -> GaussianLikelihood | None:
     """The likelihood of each expert: of fixed variance, or learned with a floor that keeps one of several from
     collapsing on a few points; None for the default of a single GP."""
-    if noise is None and n_experts == 1:
-        return None
-    floor = 1e-4 if noise is None else 0.0
-    likelihood = GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(floor)).double()
-    if noise is None:
-        likelihood.noise = 0.1
-        return likelihood
-    if not 0 < noise < float("inf"):
-        raise InputError(f"`noise` is a variance and must be positive and finite; got {noise}.")
-    likelihood.noise = torch.tensor([noise], dtype=torch.float64)
-    return likelihood.requires_grad_(False)
+    return None if noise is None and n_experts == 1 else gaussian_noise(noise, least_noise=LEAST_SHARED_NOISE)

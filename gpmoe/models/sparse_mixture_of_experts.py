@@ -20,10 +20,9 @@ from typing import Any, TypeVar, cast
 
 import gpytorch
 import torch
-from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
-from gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ConstantMean
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
@@ -34,8 +33,9 @@ from gpmoe.gates import Gate
 from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.categorical_likelihood import CategoricalLikelihood
 from gpmoe.models.gaussian_model import expect_inputs
+from gpmoe.models.gaussian_noise import LEAST_SHARED_NOISE, gaussian_noise
 from gpmoe.models.mixture_model import MixtureModel
-from gpmoe.models.mixture_of_experts import make_gate
+from gpmoe.models.mixture_of_experts import gate_of
 from gpmoe.models.stochastic_variational_gp import StochasticVariationalGP
 
 _BLOCK = 4096  # rows at a time of passes over many
@@ -59,7 +59,7 @@ class SparseMixtureOfExperts(gpytorch.Module, MixtureModel):
         likelihood: a GPyTorch likelihood of one latent function or a `CategoricalLikelihood` for every expert
             (copied), or one for each; Gaussian with a learned noise variance, at least 1e-4 where there are several
             experts, if None.
-        gate: a name for `make_gate`, or a `Gate` of k experts.
+        gate: a name of `mixture_of_experts.GATES`, or a `Gate` of k experts.
 
     Attributes:
         experts: k `StochasticVariationalGP`.
@@ -102,7 +102,7 @@ class SparseMixtureOfExperts(gpytorch.Module, MixtureModel):
         if kernel is None and n_experts > 1:
             kernel = expert_matern(X.shape[-1])
         if likelihood is None and n_experts > 1:
-            likelihood = _gaussian()
+            likelihood = gaussian_noise(None, least_noise=LEAST_SHARED_NOISE)
         parts = zip(
             _one_each("Z", Z, Tensor, n_experts),
             _one_each("kernel", kernel, Kernel, n_experts),
@@ -112,9 +112,7 @@ class SparseMixtureOfExperts(gpytorch.Module, MixtureModel):
         self.register_buffer("X", X)
         self.register_buffer("y", y)
         self.experts = torch.nn.ModuleList(_expert(X, y, *part) for part in parts)
-        self.gate = make_gate(gate, n_experts, X.shape[-1]) if isinstance(gate, str) else gate
-        if self.gate.n_experts != n_experts:
-            raise InputError(f"`gate` must have {n_experts} experts; got one of {self.gate.n_experts}.")
+        self.gate = gate_of(gate, n_experts, X.shape[-1])
 
     @property
     def n_experts(self) -> int:
@@ -266,13 +264,6 @@ def _expert(
         mean=ConstantMean(batch_shape=torch.Size(classes)),
         likelihood=deepcopy(likelihood),
     )
-
-
-def _gaussian() -> GaussianLikelihood:
-    """With a floor that keeps one of several experts from collapsing on a few points."""
-    likelihood = GaussianLikelihood(noise_constraint=GreaterThan(1e-4)).double()
-    likelihood.noise = 0.1
-    return likelihood
 
 
 def _one_each(name: str, given: _Part | Sequence[_Part] | None, kind: type[_Part], n_experts: int) -> Sequence[Any]:
