@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_diabetes
+from sklearn.exceptions import NotFittedError
 
 from gpmoe import (
     GPRegressor,
@@ -139,6 +140,10 @@ def test_a_label_that_is_missing_is_named(missing: Any) -> None:
         (LocalExpertsRegressor(noise=-1.0), "`noise` is a variance and must be positive and finite"),
         (TreeMixtureRegressor(kernel="rbf"), "`kernel` must be a GPyTorch kernel"),
         (TreeMixtureRegressor(randomness=2.0), "`randomness` must lie between 0 and 1; got 2.0"),
+        (TreeMixtureRegressor(randomness="much"), "`randomness` must lie between 0 and 1; got 'much'"),
+        (LocalExpertsRegressor(noise="little"), "one number or None to learn it; got 'little'"),
+        (TreeMixtureRegressor(noise=[0.1, 0.2]), r"one number or None to learn it; got \[0.1, 0.2\]"),
+        (MixtureOfExpertsRegressor(2, GPRegressor(noise=-1.0)), "must be positive and finite, one number.*got -1.0"),
         (TreeMixtureRegressor(noise=0.0), "`noise` is a variance and must be positive and finite"),
         (SparseGPRegressor(max_iterations=0), "None or a whole number of at least 1; got 0"),
         (GPRegressor(kernel=3), "`kernel` must be a GPyTorch kernel or None; got 3"),
@@ -148,6 +153,23 @@ def test_arguments_that_make_no_sense_are_named(model: Any, text: str) -> None:
     X, y = diabetes(12)
     with pytest.raises(InputError, match=text):
         model.fit(X, y > 100 if isinstance(model, MixtureOfExpertsClassifier) else y)
+
+
+def test_mixtures_that_are_not_fitted_say_so() -> None:
+    for ask in ("predict_gate_probs", "predict_experts", "predict"):
+        with pytest.raises(NotFittedError, match="MixtureOfExpertsRegressor instance is not fitted yet"):
+            getattr(MixtureOfExpertsRegressor(), ask)([[0.0]])
+    for model in (MixtureOfExpertsRegressor(), GPRegressor()):
+        with pytest.raises(NotFittedError):
+            model.leave_one_out()
+
+
+def test_a_folder_that_is_not_there_and_samples_that_are_no_number_are_named(tmp_path: Path) -> None:
+    model = GPRegressor().fit(*diabetes(10))
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; make it first"):
+        model.save(tmp_path / "nowhere" / "model")
+    with pytest.raises(InputError, match="`n_samples` must be a whole number of at least 0; got -1"):
+        model.sample_y(diabetes(2)[0], -1)
 
 
 @slow_to_settle

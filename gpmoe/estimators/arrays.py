@@ -184,6 +184,20 @@ class Scaling:
             raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {given.min()}.")
         return torch.as_tensor(given / self.y_scale**2, dtype=torch.float64)
 
+    def one_noise(self, noise: Any) -> float | None:
+        """One noise variance in the model's units; None, for noise to learn, stays None.
+
+        Raises:
+            InputError: if it is no positive and finite number.
+        """
+        if noise is None:
+            return None
+        if not isinstance(noise, (int, float, np.integer, np.floating)) or not 0 < noise < np.inf:
+            raise InputError(
+                f"`noise` is a variance and must be positive and finite, one number or None to learn it; got {noise!r}."
+            )
+        return float(noise) / self.y_scale**2
+
     def predictive(self, predictive: Predictive) -> Predictive:
         """A prediction in the caller's units."""
         return predictive.affine(self.y_scale, self.y_shift)

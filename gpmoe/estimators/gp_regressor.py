@@ -8,6 +8,7 @@ import torch
 from gpytorch.kernels import Kernel
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
@@ -105,7 +106,7 @@ class GPRegressor(ProbabilisticRegressor):
 
         Source: Rasmussen and Williams (2006), eq. 5.12.
         """
-        self._inputs(np.zeros((1, self.n_features_in_)))
+        check_is_fitted(self, "report_")
         if isinstance(self.model_, IterativeGP):
             raise InputError(f"leave-one-out needs a Cholesky factor; this model was fitted by {self.model_.solver}.")
         mean, variance = self.model_.leave_one_out()

@@ -112,7 +112,7 @@ class GridGPRegressor(ProbabilisticRegressor):
             [torch.from_numpy(points) for points in grid.points],
             torch.from_numpy(grid.on_grid(y.numpy())),
             kernels=kernels,
-            noise=None if self.noise is None else float(self.noise) / self.scaling_.y_scale**2,
+            noise=self.scaling_.one_noise(self.noise),
             method=self.solver if isinstance(self.solver, str) else "iterative",
             iterative=iterative,
         )

@@ -126,7 +126,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
         return self
 
     def _plan(self, seed: int = 0) -> ExpertPlan:
-        noise = None if self.noise is None else float(self.noise) / self.scaling_.y_scale**2
+        noise = self.scaling_.one_noise(self.noise)
         return ExpertPlan(
             points_per_expert=int(self.points_per_expert),
             aggregation=self.aggregation,

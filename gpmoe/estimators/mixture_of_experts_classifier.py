@@ -192,7 +192,9 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
             raise ShapeError(f"`X` and `y` must have the same number of rows; got {len(probs)} and {len(labels)}.")
         strange = np.setdiff1d(labels, self.classes_)
         if len(strange):
-            raise InputError(f"`y` holds {strange[0]!r}, which is none of the classes {self.classes_.tolist()}.")
+            raise InputError(
+                f"`y` holds {strange.tolist()[0]!r}, which is none of the classes {self.classes_.tolist()}."
+            )
         own = probs[np.arange(len(labels)), np.searchsorted(self.classes_, labels)]
         return float(np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
 from gpmoe.errors import GPMoEWarning, InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
-from gpmoe.estimators.checked_arguments import expect_count
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.exact_mixture_parts import exact_from_parts, exact_to_parts, settle
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
@@ -114,6 +115,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         expert = self.expert if isinstance(self.expert, GPRegressor) else GPRegressor()
+        expect_kernel(expert.kernel)
         solver = expert.solver
         if solver is not None and not isinstance(solver, Cholesky):
             raise InputError(f"the expert's `solver` must be None or Cholesky() in a mixture; got {solver!r}.")
@@ -249,11 +251,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             )
 
     def _model(self, n_experts: int, expert: GPRegressor, inputs: Array, targets: Array) -> MixtureOfExperts:
-        noise = None
-        if expert.noise is not None:
-            if np.ndim(expert.noise):
-                raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
-            noise = float(expert.noise) / self.scaling_.y_scale**2  # type: ignore[arg-type]
+        if np.ndim(expert.noise):
+            raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
+        noise = self.scaling_.one_noise(expert.noise)
         self._expect_enough(n_experts, len(inputs))
         X, y = self.scaling_.inputs(inputs), self.scaling_.targets(targets)
         if self.expert is not None and not isinstance(self.expert, GPRegressor):
@@ -277,20 +277,21 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
 
     def predict_gate_probs(self, X: Any) -> Array:
         """Probability of each expert at each row of X ``(m, d)``, ``(m, k)``; rows sum to one."""
+        inputs = self._inputs(X)
         with torch.no_grad():
-            probs: Array = self.model_.gate_probs(self._inputs(X)).numpy()
-        return probs
+            return cast(Array, self.model_.gate_probs(inputs).numpy())
 
     def predict_experts(self, X: Any) -> list[Predictive]:
         """Each expert's own p(y | data) at each row of X ``(m, d)``, noise included, in units of y.
 
         Weighted by `predict_gate_probs` they sum to `predict_dist`.
         """
+        inputs = self._inputs(X)
         if isinstance(self.model_, SparseMixtureOfExperts):  # a component is an expert
             whole = self.predict_dist(X)
             moments = zip(whole.component_means.T, whole.component_variances.T, strict=True)
             return [Predictive.gaussian(*each) for each in moments]
-        return [self.scaling_.predictive(each) for each in self.model_.expert_predictives(self._inputs(X))]
+        return [self.scaling_.predictive(each) for each in self.model_.expert_predictives(inputs)]
 
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets) for each i; see `MixtureOfExperts.leave_one_out`.
@@ -298,7 +299,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         Raises:
             InputError: if the experts are sparse, which keep no share of a single point.
         """
-        self._inputs(np.zeros((1, self.n_features_in_)))
+        check_is_fitted(self, "report_")
         if isinstance(self.model_, SparseMixtureOfExperts):
             raise InputError("`leave_one_out` needs exact experts: fit with inference='vbem', or hold out rows.")
         return self.scaling_.predictive(self.model_.leave_one_out())

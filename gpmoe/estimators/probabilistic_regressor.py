@@ -17,6 +17,7 @@ from gpmoe import io, metrics
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count
 from gpmoe.inference.report import FitReport
 
 Array = NDArray[np.float64]
@@ -91,7 +92,11 @@ class ProbabilisticRegressor(RegressorMixin, BaseEstimator):
 
         Returns:
             ``(m, n_samples)``, units of y.
+
+        Raises:
+            InputError: if `n_samples` is no whole number of at least 0.
         """
+        expect_count("n_samples", n_samples, least=0)
         seed = int(check_random_state(random_state).randint(2**31))
         generator = torch.Generator().manual_seed(seed)
         samples = self._draw(self._inputs(X), n_samples, generator).mT.numpy()

@@ -98,7 +98,7 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
         return self._keep(model)
 
     def _model(self, X: Tensor, y: Tensor, partitions: RandomPartitions, kernel: Kernel | None) -> TreeMixture:
-        noise = None if self.noise is None else float(self.noise) / self.scaling_.y_scale**2
+        noise = self.scaling_.one_noise(self.noise)
         return TreeMixture(X, y, partitions, kernel=kernel, noise=noise)
 
     def _keep(self, model: TreeMixture) -> "TreeMixtureRegressor":
