@@ -108,3 +108,8 @@ def test_experts_of_another_kind_are_refused(table: tuple[Tensor, Tensor]) -> No
     fixed = MixtureOfExperts(X, y, experts=[ExactGP(X, y, noise=torch.full_like(y, 0.1))])
     with pytest.raises(InputError, match="FixedNoise"):
         leave_one_out_log_likelihood(fixed)
+
+
+def test_a_frozen_mixture_is_refused_with_the_remedy() -> None:
+    with pytest.raises(InputError, match=r"call `model_\.requires_grad_\(True\)` first"):
+        fit_leave_one_out(fitted(n=20).requires_grad_(False))

@@ -71,7 +71,7 @@ def fit_leave_one_out(moe: MixtureOfExperts, *, max_iterations: int = 50) -> Fit
         The report; its trace begins with the objective at the start and never falls.
 
     Raises:
-        InputError: for experts that are not exact GPs with one noise variance.
+        InputError: for experts that are not exact GPs with one noise variance, or if all parameters are frozen.
 
     Warns:
         NotConvergedWarning: if the line search failed; the iteration limit is no failure of fine-tuning.
@@ -86,6 +86,11 @@ def fit_leave_one_out(moe: MixtureOfExperts, *, max_iterations: int = 50) -> Fit
         True
     """
     _expect_exact(moe)
+    if not any(parameter.requires_grad for parameter in moe.parameters()):
+        raise InputError(
+            "no parameter of the mixture wants a gradient, so nothing would move; an estimator's `model_` is frozen: "
+            "call `model_.requires_grad_(True)` first."
+        )
     start = time.perf_counter()
     held = [] if learns_by_gradient(moe.gate, moe.X[:1]) else _parameters(moe.gate)
     before = [parameter.requires_grad for parameter in held]
