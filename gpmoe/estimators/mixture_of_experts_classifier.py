@@ -21,6 +21,7 @@ from gpmoe import io
 from gpmoe.errors import GPMoEWarning, InputError, NonFiniteError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs
 from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
+from gpmoe.estimators.number_of_experts import expect_enough_rows, most_experts
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
 from gpmoe.estimators.stored_arguments import (
     gate_from_parts,
@@ -38,8 +39,6 @@ from gpmoe.models.categorical_likelihood import CategoricalLikelihood
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 Array = NDArray[np.float64]
-
-_MOST = 4  # experts that "auto" tries
 
 
 class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
@@ -105,11 +104,8 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         self._check_arguments()
         inputs = checked_inputs(self, X, reset=True)
         self.classes_, index = _checked_labels(self, y, len(inputs))
-        if self.n_experts != "auto" and int(self.n_experts) > len(inputs):
-            raise InputError(
-                f"`n_experts` must be at most the number of rows; got n_experts={self.n_experts}, "
-                f"n_samples={len(inputs)}."
-            )
+        if self.n_experts != "auto":
+            expect_enough_rows(int(self.n_experts), len(inputs))
         self.scaling_ = Scaling.learn(inputs, np.zeros(len(inputs)), "standardise")
         rows, labels = self.scaling_.inputs(inputs), torch.from_numpy(index.astype(np.float64))
         seed = int(check_random_state(self.random_state).randint(2**31))
@@ -121,13 +117,14 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         """So many experts, or one more as long as the approximate evidence rises."""
         if self.n_experts != "auto":
             return self._fit_number(int(self.n_experts), X, y, seed)
-        best, highest = self._fit_number(1, X, y, seed), -np.inf
-        for k in range(1, min(2 if self.gate == "gp_probit" else _MOST, len(y) // 10) + 1):
-            model, report = best if k == 1 else self._fit_number(k, X, y, seed)
-            evidence = log_evidence(model, report.starts[-1])
+        best = self._fit_number(1, X, y, seed)
+        highest = _log_evidence(*best)
+        for k in range(2, min(most_experts(self.gate), len(y) // 10) + 1):
+            larger = self._fit_number(k, X, y, seed)
+            evidence = _log_evidence(*larger)
             if evidence <= highest:
                 break
-            best, highest = (model, report), evidence
+            best, highest = larger, evidence
         return best
 
     def _fit_number(self, k: int, X: Tensor, y: Tensor, seed: int) -> tuple[SparseMixtureOfExperts, FitReport]:
@@ -254,6 +251,10 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
     def _inputs(self, X: Any) -> Tensor:
         check_is_fitted(self, "report_")
         return self.scaling_.inputs(checked_inputs(self, X, reset=False))
+
+
+def _log_evidence(model: SparseMixtureOfExperts, report: FitReport) -> float:
+    return log_evidence(model, report.starts[-1])  # which is the bound over all rows, at the end
 
 
 def _checked_labels(estimator: BaseEstimator, y: Any, n: int) -> tuple[NDArray[Any], NDArray[Any]]:

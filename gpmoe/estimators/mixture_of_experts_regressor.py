@@ -19,6 +19,7 @@ from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.exact_mixture_parts import exact_from_parts, exact_to_parts, settle
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
+from gpmoe.estimators.number_of_experts import expect_enough_rows, most_experts
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
 from gpmoe.estimators.stored_arguments import gate_from_parts, gate_to_parts, stored_seed
@@ -37,7 +38,6 @@ Array = NDArray[np.float64]
 
 
 _INFERENCES = ("vbem", "svi", "hard")
-_MOST = 4  # experts that "auto" tries
 _RIVAL_ROWS = 500  # up to which "auto" tries one heteroscedastic GP: there it adds about half to the time
 _EXACT_SHARE = 2000  # rows an expert up to which hard EM has exact experts
 _START_ROWS = 500  # random rows an expert, and
@@ -53,7 +53,8 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     Args:
         n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises, and up
             to 500 rows also tries a single `HeteroscedasticGP` in their place, for noise that changes gradually ("vbem"
-            with GP experts of learned noise; beyond, its cubic cost outgrows the search for the number).
+            with GP experts of learned noise; beyond, its cubic cost outgrows the search for the number). Where `expert`
+            lists kinds, "auto" is their number.
         expert: an unfitted `GPRegressor` whose kernel and noise each expert takes, or kinds of expert for "vbem": one
             name for all or a list with one for each, of "gp", "linear", "constant" (with learned noise), "null" (takes
             outliers), "heteroscedastic" and "student_t"; the default GP if None.
@@ -147,7 +148,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
                 lambda k: self._model(k, expert, inputs, targets),
                 solver=solver,
                 seed=seed,
-                most=self._most(),
+                most=most_experts(self.gate),
                 rivals=self._rivals(expert, inputs, targets),
             )
         expect_memory(len(inputs), matrices=k)
@@ -177,10 +178,6 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             return int(self.n_experts)
         return None if self.expert is None or isinstance(self.expert, (GPRegressor, str)) else len(self.expert)
 
-    def _most(self) -> int:
-        """The largest mixture that "auto" tries."""
-        return 2 if self.gate == "gp_probit" else _MOST
-
     def _rivals(self, expert: GPRegressor, inputs: Array, targets: Array) -> list[MixtureOfExperts]:
         """One GP with input-dependent noise, where it takes the place of GPs with learned noise and is affordable."""
         if len(inputs) > _RIVAL_ROWS or expert.noise is not None or self.expert not in (None, "gp", expert):
@@ -198,7 +195,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         with warnings.catch_warnings():  # the search is for the number alone
             warnings.simplefilter("ignore", GPMoEWarning)
             model, _ = choose_n_experts(
-                lambda k: self._model(k, expert, inputs[rows], targets[rows]), seed=seed, most=self._most()
+                lambda k: self._model(k, expert, inputs[rows], targets[rows]), seed=seed, most=most_experts(self.gate)
             )
         return model.n_experts
 
@@ -207,7 +204,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     ) -> MixtureOfExperts:
         """Exact experts, fitted by hard EM to random rows."""
         k = self._number(expert, inputs, targets, seed) if k is None else k
-        self._expect_enough(k, len(inputs))
+        expect_enough_rows(k, len(inputs))
         rows = np.random.default_rng(seed).permutation(len(inputs))[: max(_LEAST_START_ROWS, _START_ROWS * k)]
         model = self._model(k, expert, inputs[rows], targets[rows])
         fit_hard_quietly(model, seed=seed)
@@ -254,7 +251,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         if np.ndim(expert.noise):
             raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
         noise = self.scaling_.one_noise(expert.noise)
-        self._expect_enough(n_experts, len(inputs))
+        expect_enough_rows(n_experts, len(inputs))
         X, y = self.scaling_.inputs(inputs), self.scaling_.targets(targets)
         if self.expert is not None and not isinstance(self.expert, GPRegressor):
             names = [self.expert] * n_experts if isinstance(self.expert, str) else self.expert
@@ -268,12 +265,6 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             noise=noise,
             gate=deepcopy(self.gate),
         )
-
-    def _expect_enough(self, n_experts: int, n: int) -> None:
-        if n_experts > n:
-            raise InputError(
-                f"`n_experts` must be at most the number of rows; got n_experts={n_experts}, n_samples={n}."
-            )
 
     def predict_gate_probs(self, X: Any) -> Array:
         """Probability of each expert at each row of X ``(m, d)``, ``(m, k)``; rows sum to one."""
