@@ -13,6 +13,7 @@ from gpmoe.data import simulate_two_regimes
 from gpmoe.errors import InputError, ShapeError, UnsupportedKernelError
 from gpmoe.estimators import mixture_of_experts_regressor
 from gpmoe.gates import SoftmaxGate
+from gpmoe.inference.hard_em import fit_hard
 from gpmoe.models.expert_kinds import (
     EXPERTS,
     build_expert,
@@ -167,6 +168,12 @@ def test_auto_has_that_rival_only_for_learned_noise_and_few_rows(monkeypatch: py
 def test_kinds_that_do_not_fit_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         MixtureOfExpertsRegressor(**options).fit(*growing_noise(20))
+
+
+def test_hard_em_refuses_experts_that_are_no_exact_gps(table: tuple[Tensor, Tensor]) -> None:
+    moe = MixtureOfExperts(*table, experts=[make_expert(name, *table, 2) for name in ("gp", "null")])
+    with pytest.raises(InputError, match="expert 1 is a NullExpert: use `fit_mixture`"):
+        fit_hard(moe)
 
 
 def test_a_gate_of_its_own_goes_with_a_list_of_experts() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from gpmoe.data.row_blocks import ArrayBlocks, RowFile
+from gpmoe.data.row_blocks import ArrayBlocks, RowFile, blocks_in_memory
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
@@ -28,8 +28,6 @@ from gpmoe.models.expert_layout import ExpertLayout
 from gpmoe.models.local_experts import LocalExperts
 
 Array = NDArray[np.float64]
-
-_BLOCK = 2**16  # rows scaled at a time
 
 
 class LocalExpertsRegressor(ProbabilisticRegressor):
@@ -145,7 +143,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
         self.scaling_ = _scaling_of(rows, self.scale)
         center = np.append(self.scaling_.X_shift, self.scaling_.y_shift)
         spread = np.append(self.scaling_.X_scale, self.scaling_.y_scale)
-        for part, at in _in_memory(rows):
+        for part, at in blocks_in_memory(rows):
             rows[at] = (part - center) / spread
         return fit_from_file(rows, self._plan(seed), n_jobs=self.n_jobs)
 
@@ -211,24 +209,17 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
         return gaussian_samples(mean, self._covariance(X), n_samples, generator)
 
 
-def _in_memory(rows: Array) -> Iterator[tuple[Array, slice]]:
-    """Blocks of rows, and where they stand."""
-    for start in range(0, len(rows), _BLOCK):
-        at = slice(start, min(start + _BLOCK, len(rows)))
-        yield np.array(rows[at]), at
-
-
 def _scaling_of(rows: Array, kind: str | None) -> Scaling:
     """`Scaling.learn` from a file of inputs and target."""
     width = rows.shape[1]
     total, square, largest = np.zeros(width), np.zeros(width), np.zeros(width)
-    for part, _ in _in_memory(rows):
+    for part, _ in blocks_in_memory(rows):
         largest = np.maximum(largest, np.abs(part).max(0))
     unit = np.where(largest > 0, largest, 1.0)
-    for part, _ in _in_memory(rows):
+    for part, _ in blocks_in_memory(rows):
         total += (part / unit).sum(0)
     center = total / len(rows)
-    for part, _ in _in_memory(rows):
+    for part, _ in blocks_in_memory(rows):
         square += ((part / unit - center) ** 2).sum(0)
     spread = np.sqrt(square / len(rows))
     none = Scaling.learn(np.zeros((1, width - 1)), np.zeros(1), kind)  # refuses other words
