@@ -66,7 +66,10 @@ class FeatureGate(gpytorch.Module):
         Raises:
             UnsupportedKernelError: always.
         """
-        raise UnsupportedKernelError("a gate on a feature extractor can't be written to a file: the extractor is code.")
+        raise UnsupportedKernelError(
+            "a gate on a feature extractor can't be written to a file: the extractor is code. Make the gate again, and "
+            "load its `state_dict`."
+        )
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "FeatureGate":
