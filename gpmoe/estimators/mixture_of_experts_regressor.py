@@ -248,7 +248,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             )
 
     def _model(self, n_experts: int, expert: GPRegressor, inputs: Array, targets: Array) -> MixtureOfExperts:
-        if np.ndim(expert.noise):
+        if expert.noise is not None and np.ndim(expert.noise):
             raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
         noise = self.scaling_.one_noise(expert.noise)
         expect_enough_rows(n_experts, len(inputs))
