@@ -405,8 +405,8 @@ def test_a_gp_gate_learns_its_kernel(regimes: Table) -> None:
 
 
 def test_a_sparse_mixture_can_be_conditioned_on_further_observations(regimes: Table) -> None:
-    X, y = regimes
-    moe = sparse_from_clusters(X, y, n_experts=1, n_inducing=6, seed=0).requires_grad_(False)
+    X, _ = regimes
+    moe = started(regimes, k=1).requires_grad_(False)
     X_more, Y = X[:2] + 0.05, torch.tensor([[0.3], [-0.2]], dtype=torch.float64)
     later = moe.condition_on_observations(X_more, Y).posterior(X[:5])
     expected = moe.all_experts[0].condition_on_observations(X_more, Y).posterior(X[:5])
