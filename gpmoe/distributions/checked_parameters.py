@@ -19,6 +19,7 @@ def finite(name: str, values: ArrayLike, *, ndim: int) -> Array:
 
 
 def shaped(name: str, values: ArrayLike, shape: tuple[int, ...], *, like: str) -> Array:
+    """A float64 copy of ``values``, which must have the shape that another parameter has."""
     array = np.array(values, dtype=np.float64)
     if array.shape != shape:
         raise ShapeError(f"`{name}` must have shape {shape}, as `{like}` has; got {array.shape}.")
@@ -26,6 +27,7 @@ def shaped(name: str, values: ArrayLike, shape: tuple[int, ...], *, like: str) -
 
 
 def scalar_or_vector(name: str, values: ArrayLike, n: int) -> Array:
+    """A float64 copy of a scalar or ``(n,)``, as ``(n,)``."""
     array = np.array(values, dtype=np.float64)
     if array.shape not in ((), (n,)):
         raise ShapeError(f"`{name}` must be a scalar or have shape ({n},); got {array.shape}.")
@@ -33,6 +35,7 @@ def scalar_or_vector(name: str, values: ArrayLike, n: int) -> Array:
 
 
 def positive(name: str, array: Array) -> Array:
+    """The array, every entry of which must be positive and finite."""
     bad = np.argwhere(~((array > 0) & np.isfinite(array)))
     if len(bad):
         raise InputError(f"`{name}` must be positive and finite; {_place(bad[0])} is {array[tuple(bad[0])]}.")

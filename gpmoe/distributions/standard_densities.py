@@ -12,11 +12,13 @@ _LOG_SQRT_2_PI = 0.5 * float(np.log(2.0 * np.pi))
 
 
 def normal_log_density(z: Array) -> Array:
+    """log density of the standard normal at z, nats."""
     with np.errstate(over="ignore"):
         return np.asarray(-0.5 * z**2 - _LOG_SQRT_2_PI)
 
 
 def student_t_log_density(z: Array, nu: Array) -> Array:
+    """log density of the standard Student-t with nu degrees of freedom at z, nats."""
     with np.errstate(over="ignore"):
         return np.asarray(-betaln(0.5, 0.5 * nu) - 0.5 * np.log(nu) - 0.5 * (nu + 1) * np.log1p(z**2 / nu))
 
