@@ -9,7 +9,8 @@ from gpmoe.models.iterative_gp import IterativeGP
 from gpmoe.models.kronecker_gp import KroneckerGP
 from gpmoe.models.linear_expert import LinearExpert
 from gpmoe.models.local_experts import LocalExperts
-from gpmoe.models.mixture_of_experts import MixtureOfExperts, MixturePosterior
+from gpmoe.models.mixture_of_experts import MixtureOfExperts
+from gpmoe.models.mixture_posterior import MixturePosterior
 from gpmoe.models.null_expert import NullExpert
 from gpmoe.models.sparse_gp import SparseGP
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
