@@ -194,6 +194,15 @@ def test_a_fit_leaves_one_network_for_all_experts() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, body.parameters(), strict=True))  # the caller's own
 
 
+def test_a_network_stays_shared_with_the_gate_where_the_search_is_on_some_rows(monkeypatch) -> None:
+    monkeypatch.setattr("gpmoe.inference.vbem._SCREENING_ROWS", 20)
+    moe = deep_mixture(40, on_features=True)
+    report = fit_mixture(moe, n_restarts=1, seed=0, max_iterations=300)
+    assert moe.gate.extractor is shared_body(moe)
+    assert moe.all_experts[1].covar_module.feature_map.body is shared_body(moe)
+    assert_close(report.objective_trace[-1], float(bound(moe).detach()), rtol=1e-6, atol=1e-6)
+
+
 def test_kernels_of_a_list_that_repeats_one_object_are_copied_apart() -> None:
     X, y = warped(10, 0)
     kernel = RBFKernel()
@@ -204,6 +213,10 @@ def test_kernels_of_a_list_that_repeats_one_object_are_copied_apart() -> None:
 def test_hard_em_refuses_what_it_would_fit_one_expert_at_a_time() -> None:
     with pytest.raises(InputError, match="share parameters"):
         fit_hard(deep_mixture())
+    shared_with_gate = deep_mixture(on_features=True)
+    shared_with_gate.experts = shared_with_gate.experts[:1]
+    with pytest.raises(InputError, match="share parameters"):
+        fit_hard(shared_with_gate)
 
 
 def test_on_a_warped_input_deep_experts_predict_better_than_plain_ones() -> None:

@@ -21,8 +21,8 @@ def exact_to_parts(model: MixtureOfExperts) -> tuple[dict[str, Any], dict[str, T
     """
     data = {
         "experts": [describe_expert(expert) for expert in model.all_experts],
-        "shared": shared_modules(model.experts),
         "gate": describe_gate(model.gate),
+        "shared": shared_modules(model),
     }
     tensors = {"X": model.X, "y": model.y, "responsibilities": model.responsibilities}
     tensors |= {**tensors_of(model, "model"), **buffers_of(model.gate, "gate")}
@@ -35,8 +35,8 @@ def exact_from_parts(data: dict[str, Any], tensors: dict[str, Tensor]) -> Mixtur
     """The inverse of `exact_to_parts`."""
     X, y = tensors["X"], tensors["y"]
     experts = [build_expert(part, X, y) for part in data["experts"]]
-    share_modules(torch.nn.ModuleList(experts), data["shared"])
     model = MixtureOfExperts(X, y, experts=experts, gate=build_gate(data["gate"]))
+    share_modules(model, data["shared"])
     set_tensors(model, "model", tensors)
     set_buffers(model.gate, "gate", tensors)
     responsibilities = tensors["responsibilities"]

@@ -77,7 +77,7 @@ def fit_hard(moe: MixtureOfExperts, *, n_restarts: int = 4, max_rounds: int = 10
         The report; its objective is the classification likelihood.
 
     Raises:
-        InputError: for experts that are not exact GPs, or share parameters.
+        InputError: for experts that are not exact GPs, or if experts or gate share parameters.
 
     Warns:
         NotConvergedWarning, JitterWarning: as `fit` does.
@@ -91,8 +91,9 @@ def fit_hard_quietly(
     moe: MixtureOfExperts, *, n_restarts: int = 4, max_rounds: int = 10, seed: int | None = None
 ) -> FitReport:
     """`fit_hard` without its warnings, for fits that are part of another one."""
-    if len(sharing_groups(moe.all_experts)) < moe.n_experts:
-        raise InputError("hard EM fits one expert after another, and these share parameters; use `fit_mixture`.")
+    parts = [part for part in [*moe.all_experts, moe.gate] if isinstance(part, torch.nn.Module)]
+    if len(sharing_groups(parts)) < len(parts):
+        raise InputError("hard EM fits gate and experts one by one, and these share parameters; use `fit_mixture`.")
     start = time.perf_counter()
     if moe.n_experts == 1:
         return fit_quietly(moe.all_experts[0])

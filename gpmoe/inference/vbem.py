@@ -33,6 +33,7 @@ from gpmoe.inference.plain_evidence import plain_evidence
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.shared_parameters import Together, sharing_groups
 from gpmoe.inference.solver import Cholesky
+from gpmoe.kernels.description import share_modules, shared_modules
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
 from gpmoe.models.exact_gp import ExactGP
@@ -224,7 +225,9 @@ class _Search:
         found = self.fit(small, [Start(begin.responsibilities[rows], begin.models) for begin in further])
         for source, target in zip(small.all_experts, moe.all_experts, strict=True):
             _copy_parameters(source, target)
+        shared = shared_modules(moe)
         moe.gate = small.gate
+        share_modules(moe, shared)
         moe.set_responsibilities(small.membership(moe.X, moe.y))
         end = self._run(moe)
         return self._finish(moe, end, None, found.evaluations + end.evaluations, found.starts, start)
