@@ -260,7 +260,7 @@ def _draw_band(
 
 def _draw_intervals(ax: "Axes", target: str, predictions: pl.DataFrame, coverage: float) -> None:
     """Intervals against the observed target where the table holds it, else in the order of the means."""
-    from gpmoe.plotting.ink import BLUE, open_axes
+    from gpmoe.plotting.ink import BLUE, GREY, open_axes
 
     open_axes(ax)
     observed = "target" in predictions.columns
@@ -273,7 +273,7 @@ def _draw_intervals(ax: "Axes", target: str, predictions: pl.DataFrame, coverage
     pale = (BLUE, 0.45)
     ax.errorbar(place, mean, bounds, fmt="o", color=BLUE, ecolor=pale, elinewidth=1.0, markersize=3, label=label)
     if observed:
-        ax.axline((float(mean[0]), float(mean[0])), slope=1, color="grey", linewidth=0.8, label="observed = predicted")
+        ax.axline((float(mean[0]), float(mean[0])), slope=1, color=GREY, linewidth=0.8, label="observed = predicted")
     ax.set(xlabel=f"observed {target}" if observed else "rows, by predicted mean", ylabel=f"predicted {target}")
     ax.legend(frameon=False, fontsize="small")
 

@@ -67,8 +67,12 @@ def save(estimator: Savable, path: str | PathLike[str], extra: dict[str, Any] | 
 
     Raises:
         UnsupportedKernelError: for a kernel that a file can't describe.
+        FileNotFoundError: if there is no such folder.
         OSError: if the folder can't be written.
     """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {target.parent}; make it first.")
     data, tensors = estimator.to_parts()
     header = {
         "format": _FORMAT,
@@ -77,7 +81,6 @@ def save(estimator: Savable, path: str | PathLike[str], extra: dict[str, Any] | 
         "data": data,
         "extra": extra,
     }
-    target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:

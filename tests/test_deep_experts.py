@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from gpmoe import GPRegressor, MixtureOfExpertsRegressor, load
-from gpmoe.errors import InputError, NotConvergedWarning, ShapeError, UnsupportedKernelError
+from gpmoe.errors import DtypeError, InputError, NotConvergedWarning, ShapeError, UnsupportedKernelError
 from gpmoe.features import FeatureNetwork, ModulatedNetwork, deep_kernels
 from gpmoe.gates import FeatureGate, SoftmaxGate
 from gpmoe.inference import Cholesky, fit
@@ -107,10 +107,16 @@ def test_arguments_that_make_no_network_are_refused(normal) -> None:
         FeatureNetwork(3, [])
     with pytest.raises(InputError, match=r"at least 1; got 3 and \[4, 0\]"):
         FeatureNetwork(3, [4, 0])
+    with pytest.raises(InputError, match=r"such as \(16,\); got 16"):
+        FeatureNetwork(3, 16)
+    with pytest.raises(DtypeError, match=r"`X` must be torch\.float64"):
+        FeatureNetwork(3)(normal(4, 3).float())
     with pytest.raises(InputError, match="`weight_scale`"):
         FeatureNetwork(1, weight_scale=0.0)
     with pytest.raises(InputError, match="`spread`"):
         ModulatedNetwork(FeatureNetwork(2), spread=0.0)
+    with pytest.raises(InputError, match=r"`spread`.*got inf"):
+        ModulatedNetwork(FeatureNetwork(2), spread=math.inf)
     with pytest.raises(ShapeError, match=r"\(\*batch, n, 3\)"):
         FeatureNetwork(3)(normal(4, 2))
 

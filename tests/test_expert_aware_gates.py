@@ -212,7 +212,7 @@ def test_a_stage_that_nothing_reaches_keeps_its_prior(rows: tuple[Tensor, Tensor
 
 
 def test_cascades_refuse_wrong_costs_and_files() -> None:
-    with pytest.raises(InputError, match="one for each of at least one expert, 2; got 1"):
+    with pytest.raises(InputError, match="a cost for each; got 2 experts and 1 costs"):
         CascadeGate(EXPERTS[:2], [1.0], 2)
     with pytest.raises(InputError, match="must not be negative"):
         CascadeGate(EXPERTS[:2], [1.0, -1.0], 2)

@@ -13,6 +13,7 @@ from gpmoe.data import simulate_two_regimes
 from gpmoe.errors import InputError, ShapeError, UnsupportedKernelError
 from gpmoe.estimators import mixture_of_experts_regressor
 from gpmoe.gates import SoftmaxGate
+from gpmoe.inference.hard_em import fit_hard
 from gpmoe.models.expert_kinds import (
     EXPERTS,
     build_expert,
@@ -96,8 +97,10 @@ def test_a_name_makes_every_expert_of_its_kind(name: str) -> None:
     X, y, _ = simulate_two_regimes(25, 0)
     model = MixtureOfExpertsRegressor(2, name, random_state=0).fit(X, y)
     assert [type(expert) for expert in model.model_.all_experts] == [type(make_expert(name, *_tensors(X, y), 2))] * 2
-    assert np.isfinite(model.log_score(X, y))
-    assert_allclose(model.leave_one_out().mean.mean(), y.mean(), atol=3 * y.std())
+    normal = -0.5 * np.log(2 * np.pi * np.e * y.var())  # log score of one normal for all rows
+    assert model.log_score(X, y) > (normal if name != "null" else normal - 1.0)
+    if name == "null":  # knows nothing of the data but their scale
+        assert_allclose(model.leave_one_out().mean, y.mean())
 
 
 def _tensors(X: Array, y: Array) -> tuple[Tensor, Tensor]:
@@ -165,6 +168,12 @@ def test_auto_has_that_rival_only_for_learned_noise_and_few_rows(monkeypatch: py
 def test_kinds_that_do_not_fit_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         MixtureOfExpertsRegressor(**options).fit(*growing_noise(20))
+
+
+def test_hard_em_refuses_experts_that_are_no_exact_gps(table: tuple[Tensor, Tensor]) -> None:
+    moe = MixtureOfExperts(*table, experts=[make_expert(name, *table, 2) for name in ("gp", "null")])
+    with pytest.raises(InputError, match="expert 1 is a NullExpert: use `fit_mixture`"):
+        fit_hard(moe)
 
 
 def test_a_gate_of_its_own_goes_with_a_list_of_experts() -> None:

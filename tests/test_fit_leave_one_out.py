@@ -100,9 +100,16 @@ def test_fine_tuning_mends_a_mixture_of_wrong_noise() -> None:
 
 def test_experts_of_another_kind_are_refused(table: tuple[Tensor, Tensor]) -> None:
     X, y = table
-    moe = MixtureOfExperts(X, y, experts=[ExactGP(X, y), NullExpert(X, y)])
+    moe = MixtureOfExperts(X, y, experts=[ExactGP(X, y), NullExpert(X, y)], gate="gp")
+    moe.gate.requires_grad_(True)
     with pytest.raises(InputError, match="expert 1 is a NullExpert"):
         fit_leave_one_out(moe)
+    assert all(parameter.requires_grad for parameter in moe.gate.parameters())  # refused before anything moves
     fixed = MixtureOfExperts(X, y, experts=[ExactGP(X, y, noise=torch.full_like(y, 0.1))])
     with pytest.raises(InputError, match="FixedNoise"):
         leave_one_out_log_likelihood(fixed)
+
+
+def test_a_frozen_mixture_is_refused_with_the_remedy() -> None:
+    with pytest.raises(InputError, match=r"call `model_\.requires_grad_\(True\)` first"):
+        fit_leave_one_out(fitted(n=20).requires_grad_(False))

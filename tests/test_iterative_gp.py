@@ -236,3 +236,15 @@ def test_the_iterative_solver_that_auto_takes_is_planned_to_fit(monkeypatch: pyt
     assert 2 * solver.memory + 60_000 * memory._WORKSPACE < 2e9
     with pytest.raises(MemoryLimitError, match=r"at least 3\.3 GB"):
         memory.solver_for(200_000, "auto", stacklevel=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"steps": 0}, "`steps` must be at least 1; got 0"),
+        ({"tolerance": 0.0}, "`tolerance` must be positive; got 0.0"),
+    ],
+)
+def test_a_schedule_that_fits_nothing_is_refused(options, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Schedule(**options)

@@ -85,6 +85,11 @@ def test_responsibilities_on_the_axes_of_a_gate_name_each_expert_once() -> None:
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["expert 1", "expert 2"]
 
 
+def test_usage_that_no_fit_kept_is_refused_with_the_reason() -> None:
+    with pytest.raises(ShapeError, match="reports of variational and hard EM of several experts keep it"):
+        usage_curves(())
+
+
 def test_usage_counts_the_experts_that_are_in_use() -> None:
     curves = usage_curves([[0.25] * 4, [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
     assert_allclose(curves.effective_experts, [4.0, 2.0, 1.0])

@@ -1,5 +1,6 @@
 """Gates of the softmax family: sparse, activated, annealed, neural, on features."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -169,6 +170,12 @@ def test_a_loss_that_cannot_be_lowered_leaves_parameters_alone() -> None:
     kept = x.detach().clone()
     minimise_parameters([x], lambda: ((x - 3) ** 2).sum(), steps=5)
     assert_close(x.detach(), kept, atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize("precision", [0.0, -1.0, math.inf, math.nan])
+def test_a_prior_without_a_precision_is_refused(precision: float) -> None:
+    with pytest.raises(InputError, match=f"`precision` of the prior.*got {precision}"):
+        SoftmaxGate(2, 1, precision)
 
 
 def test_a_tree_multiplies_along_its_branches(normal: Normal) -> None:

@@ -402,3 +402,13 @@ def test_a_gp_gate_learns_its_kernel(regimes: Table) -> None:
     before = moe.gate.kernel.outputscale.detach().clone()
     quiet(moe, epochs=2, batch_size=100, seed=0)
     assert not torch.equal(moe.gate.kernel.outputscale.detach(), before)
+
+
+def test_a_sparse_mixture_can_be_conditioned_on_further_observations(regimes: Table) -> None:
+    X, _ = regimes
+    moe = started(regimes, k=1).requires_grad_(False)
+    X_more, Y = X[:2] + 0.05, torch.tensor([[0.3], [-0.2]], dtype=torch.float64)
+    later = moe.condition_on_observations(X_more, Y).posterior(X[:5])
+    expected = moe.all_experts[0].condition_on_observations(X_more, Y).posterior(X[:5])
+    assert_close(later.mean, expected.mean, rtol=1e-8, atol=1e-8)
+    assert_close(later.variance, expected.variance, rtol=1e-6, atol=1e-8)

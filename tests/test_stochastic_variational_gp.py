@@ -294,7 +294,7 @@ def test_a_fit_leaves_global_chance_alone_and_what_wants_no_gradient(table: Tabl
 
 def test_a_short_fit_says_that_it_has_not_converged(table: Table) -> None:
     gp = StochasticVariationalGP(*table, table[0][:5])
-    with pytest.warns(NotConvergedWarning, match="2 epochs; the last fifth gained"):
+    with pytest.warns(NotConvergedWarning, match="2 epochs; the last tenth gained"):
         report = fit_stochastic(gp, epochs=2, seed=0)
     assert not report.converged
 

@@ -122,3 +122,10 @@ class RowFile:
         with tempfile.TemporaryDirectory(prefix="gpmoe-", ignore_cleanup_errors=True) as folder:
             file.rows = np.memmap(Path(folder) / "rows", dtype=np.float64, mode="w+", shape=(n, width))
         return file
+
+
+def blocks_in_memory(rows: Array) -> Iterator[tuple[Array, slice]]:
+    """Blocks of an array that is mapped into memory, copied from it one after another, and where they stand."""
+    for start in range(0, len(rows), _ROWS):
+        at = slice(start, min(start + _ROWS, len(rows)))
+        yield np.array(rows[at]), at

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.validation import validate_data
@@ -28,9 +28,19 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
 
     Raises:
         NonFiniteError: naming the first row and column that is NaN or infinite.
+        InputError: naming the first row and column that holds text.
         ValueError: scikit-learn's, naming what came and what was wanted.
     """
-    checked: Array = validate_data(estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False)
+    try:
+        checked: Array = validate_data(estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False)
+    except ValueError as error:
+        text = _first_text(X)
+        if text is None:
+            raise
+        raise InputError(
+            f"`X` must hold numbers; {text}. Encode such columns first, for instance by "
+            "sklearn.preprocessing.OneHotEncoder, or leave them out."
+        ) from error
     bad = ~np.isfinite(checked)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
@@ -41,6 +51,26 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
             "Every entry must be finite; drop such rows or impute them first."
         )
     return checked
+
+
+def _first_text(X: Any) -> str | None:
+    """Where X holds text that is no number; None where it doesn't."""
+    values = np.asarray(X, dtype=object)
+    for row, column in np.ndindex(values.shape) if values.ndim == 2 else ():
+        value = values[row, column]
+        if isinstance(value, str) and not _is_number(value):
+            names = getattr(X, "columns", None)
+            name = "" if names is None else f" ({str(names[column])!r})"
+            return f"row {row}, column {column}{name} is {value!r}"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def checked_targets(estimator: BaseEstimator, y: Any, n: int) -> Array:
@@ -137,6 +167,36 @@ class Scaling:
     def targets(self, y: Array) -> Tensor:
         """y in the model's units."""
         return torch.from_numpy((y - self.y_shift) / self.y_scale)
+
+    def noise(self, noise: ArrayLike | None, n: int) -> Tensor | None:
+        """Noise variances, a number or ``(n,)``, in the model's units; None, for noise to learn, stays None.
+
+        Raises:
+            ShapeError: if there are several, but not one for each of n rows.
+            InputError: if one is not positive and finite.
+        """
+        if noise is None:
+            return None
+        given = np.asarray(noise, dtype=np.float64)
+        if given.shape not in ((), (n,)):
+            raise ShapeError(f"`noise` must be a number or have shape ({n},); got {given.shape}.")
+        if not np.all(given > 0) or not np.all(np.isfinite(given)):
+            raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {given.min()}.")
+        return torch.as_tensor(given / self.y_scale**2, dtype=torch.float64)
+
+    def one_noise(self, noise: Any) -> float | None:
+        """One noise variance in the model's units; None, for noise to learn, stays None.
+
+        Raises:
+            InputError: if it is no positive and finite number.
+        """
+        if noise is None:
+            return None
+        if not isinstance(noise, (int, float, np.integer, np.floating)) or not 0 < noise < np.inf:
+            raise InputError(
+                f"`noise` is a variance and must be positive and finite, one number or None to learn it; got {noise!r}."
+            )
+        return float(noise) / self.y_scale**2
 
     def predictive(self, predictive: Predictive) -> Predictive:
         """A prediction in the caller's units."""

@@ -36,7 +36,7 @@ def exact_from_parts(data: dict[str, Any], tensors: dict[str, Tensor]) -> Mixtur
     X, y = tensors["X"], tensors["y"]
     experts = [build_expert(part, X, y) for part in data["experts"]]
     model = MixtureOfExperts(X, y, experts=experts, gate=build_gate(data["gate"]))
-    share_modules(model, data.get("shared", {}))
+    share_modules(model, data["shared"])
     set_tensors(model, "model", tensors)
     set_buffers(model.gate, "gate", tensors)
     responsibilities = tensors["responsibilities"]
@@ -47,16 +47,16 @@ def exact_from_parts(data: dict[str, Any], tensors: dict[str, Tensor]) -> Mixtur
         if name.startswith("sites."):
             _, k, which = name.split(".")
             sites[int(k)][which] = value
-    restore(model, responsibilities, sites)
+    _restore(model, responsibilities, sites)
     return model
 
 
 def settle(model: MixtureOfExperts) -> None:
     """Hold responsibilities and q as a file would give them back, so that both predict the same to the last bit."""
-    restore(model, model.responsibilities, [sites_of(expert) for expert in model.all_experts])
+    _restore(model, model.responsibilities, [sites_of(expert) for expert in model.all_experts])
 
 
-def restore(model: MixtureOfExperts, responsibilities: Tensor, sites: list[dict[str, Tensor]]) -> None:
+def _restore(model: MixtureOfExperts, responsibilities: Tensor, sites: list[dict[str, Tensor]]) -> None:
     """Take responsibilities ``(n, k)`` and each expert's q as they are."""
     model.restore_responsibilities(responsibilities)
     for expert, own in zip(model.all_experts, sites, strict=True):

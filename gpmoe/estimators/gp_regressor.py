@@ -8,13 +8,16 @@ import torch
 from gpytorch.kernels import Kernel
 from numpy.typing import ArrayLike
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import InputError, ShapeError
+from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_kernel
 from gpmoe.estimators.memory import solver_for
-from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
+from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.fit import fit
 from gpmoe.inference.solver import Cholesky, Solver
 from gpmoe.inference.solver_description import build_solver, describe_solver
@@ -82,27 +85,18 @@ class GPRegressor(ProbabilisticRegressor):
             X: ``(n, d)``, array or frame.
             y: ``(n,)``.
         """
+        expect_kernel(self.kernel)
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         solver = solver_for(len(inputs), self.solver, stacklevel=2)
         self.scaling_ = Scaling.learn(inputs, targets, self.scale)
         kernel = deepcopy(self.kernel)
-        noise = self._scaled_noise(len(targets))
+        noise = self.scaling_.noise(self.noise, len(targets))
         model = _model(self.scaling_.inputs(inputs), self.scaling_.targets(targets), kernel, noise, solver)
         seed = int(check_random_state(self.random_state).randint(2**31)) if self.n_restarts else None
         self.report_ = fit(model, solver=solver, n_restarts=self.n_restarts, seed=seed)
         self.model_ = model.requires_grad_(False)
         return self
-
-    def _scaled_noise(self, n: int) -> Tensor | None:
-        if self.noise is None:
-            return None
-        noise = np.asarray(self.noise, dtype=np.float64)
-        if noise.shape not in ((), (n,)):
-            raise ShapeError(f"`noise` must be a number or have shape ({n},); got {noise.shape}.")
-        if not np.all(noise > 0) or not np.all(np.isfinite(noise)):
-            raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {noise.min()}.")
-        return torch.as_tensor(noise / self.scaling_.y_scale**2, dtype=torch.float64)
 
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets) for each i, in closed form with the fitted hyperparameters.
@@ -112,7 +106,7 @@ class GPRegressor(ProbabilisticRegressor):
 
         Source: Rasmussen and Williams (2006), eq. 5.12.
         """
-        self._inputs(np.zeros((1, self.n_features_in_)))
+        check_is_fitted(self, "report_")
         if isinstance(self.model_, IterativeGP):
             raise InputError(f"leave-one-out needs a Cholesky factor; this model was fitted by {self.model_.solver}.")
         mean, variance = self.model_.leave_one_out()
@@ -133,7 +127,7 @@ class GPRegressor(ProbabilisticRegressor):
         estimator = cls.arguments_from_parts(data["arguments"], tensors)
         estimator._restore_common(data, tensors)
         X, y = tensors["X"], tensors["y"]
-        noise = None if estimator.noise is None else estimator._scaled_noise(len(y))
+        noise = estimator.scaling_.noise(estimator.noise, len(y))
         model = _model(X, y, build_kernel(data["kernel"]), noise, build_solver(data.get("solver", True)))
         set_tensors(model, "model", tensors)
         estimator.model_ = model.requires_grad_(False)
@@ -141,24 +135,21 @@ class GPRegressor(ProbabilisticRegressor):
 
     def arguments_to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The constructor's arguments as JSON-able data and tensors."""
-        kernel = None if self.kernel is None else describe_kernel(self.kernel)
+        kernel, tensors = kernel_to_parts(self.kernel)
         arguments = {
             "kernel": kernel,
             "noise": None if self.noise is None else np.asarray(self.noise, dtype=np.float64).tolist(),
             "solver": describe_solver(self.solver),
-            "n_restarts": self.n_restarts,
+            "n_restarts": int(self.n_restarts),
             "scale": self.scale,
-            "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            "random_state": stored_seed(self.random_state),
         }
-        return arguments, {} if self.kernel is None else tensors_of(self.kernel, "kernel")
+        return arguments, tensors
 
     @classmethod
     def arguments_from_parts(cls, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> "GPRegressor":
         """An unfitted estimator of stored arguments."""
-        kernel = None
-        if arguments["kernel"] is not None:
-            kernel = build_kernel(arguments["kernel"])
-            set_tensors(kernel, "kernel", tensors)
+        kernel = kernel_from_parts(arguments["kernel"], tensors)
         return cls(**{**arguments, "kernel": kernel, "solver": build_solver(arguments["solver"])})
 
     def _predictive(self, X: Tensor, *, include_noise: bool) -> Predictive:
@@ -178,9 +169,7 @@ class GPRegressor(ProbabilisticRegressor):
             return latent + self.model_.new_noise().sqrt() * noise
         mean, covariance = self.model_.latent(X)
         lapack.diagonal(covariance).add_(self.model_.new_noise())
-        L = torch.linalg.cholesky(covariance)
-        standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
-        return mean + standard @ L.mT
+        return gaussian_samples(mean, covariance, n_samples, generator)
 
 
 def _model(X: Tensor, y: Tensor, kernel: Kernel | None, noise: Tensor | None, solver: Solver) -> ExactGP | IterativeGP:

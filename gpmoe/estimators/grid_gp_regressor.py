@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from gpytorch.kernels import Kernel
 from sklearn.utils import check_random_state
@@ -15,7 +14,8 @@ from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
 from gpmoe.estimators.grid_axes import GridRows, find_grid
-from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
+from gpmoe.estimators.stored_arguments import stored_seed
 from gpmoe.inference.fit import fit
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
@@ -112,7 +112,7 @@ class GridGPRegressor(ProbabilisticRegressor):
             [torch.from_numpy(points) for points in grid.points],
             torch.from_numpy(grid.on_grid(y.numpy())),
             kernels=kernels,
-            noise=None if self.noise is None else float(self.noise) / self.scaling_.y_scale**2,
+            noise=self.scaling_.one_noise(self.noise),
             method=self.solver if isinstance(self.solver, str) else "iterative",
             iterative=iterative,
         )
@@ -131,9 +131,9 @@ class GridGPRegressor(ProbabilisticRegressor):
             "axes": None if self.axes is None else [[int(c) for c in axis] for axis in self.axes],
             "noise": None if self.noise is None else float(self.noise),
             "solver": self.solver if isinstance(self.solver, str) else asdict(self.solver),
-            "n_restarts": self.n_restarts,
+            "n_restarts": int(self.n_restarts),
             "scale": self.scale,
-            "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            "random_state": stored_seed(self.random_state),
         }
         kernels = [describe_kernel(kernel) for kernel in model.kernels]
         return {**self._common_parts(), "arguments": arguments, "kernels": kernels, "axes": self.axes_}, tensors
@@ -175,6 +175,4 @@ class GridGPRegressor(ProbabilisticRegressor):
 
     def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         mean, _ = self.model_.latent(X)
-        L = torch.linalg.cholesky(self._covariance(X))
-        standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
-        return mean + standard @ L.mT
+        return gaussian_samples(mean, self._covariance(X), n_samples, generator)

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from gpmoe.data.row_blocks import ArrayBlocks, RowFile
+from gpmoe.data.row_blocks import ArrayBlocks, RowFile, blocks_in_memory
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
-from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
+from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.fit_from_file import fit_from_file
 from gpmoe.inference.fit_local_experts import ExpertPlan, FittedExperts, fit_local_experts
 from gpmoe.inference.report import warn_about
@@ -26,8 +28,6 @@ from gpmoe.models.expert_layout import ExpertLayout
 from gpmoe.models.local_experts import LocalExperts
 
 Array = NDArray[np.float64]
-
-_BLOCK = 2**16  # rows scaled at a time
 
 
 class LocalExpertsRegressor(ProbabilisticRegressor):
@@ -103,6 +103,10 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
             X: ``(n, d)``, array or frame; or an iterable of blocks (X, y), such as `data.row_blocks.ParquetBlocks`.
             y: ``(n,)``; None for blocks.
         """
+        expect_count("points_per_expert", self.points_per_expert)
+        expect_count("degree", self.degree)
+        expect_count("n_nearest", self.n_nearest, None)
+        expect_kernel(self.kernel)
         seed = int(check_random_state(self.random_state).randint(2**31))
         blocks = ArrayBlocks(X, y) if isinstance(X, np.memmap) and y is not None else X
         if y is None or blocks is not X:
@@ -120,7 +124,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
         return self
 
     def _plan(self, seed: int = 0) -> ExpertPlan:
-        noise = None if self.noise is None else float(self.noise) / self.scaling_.y_scale**2
+        noise = self.scaling_.one_noise(self.noise)
         return ExpertPlan(
             points_per_expert=int(self.points_per_expert),
             aggregation=self.aggregation,
@@ -139,7 +143,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
         self.scaling_ = _scaling_of(rows, self.scale)
         center = np.append(self.scaling_.X_shift, self.scaling_.y_shift)
         spread = np.append(self.scaling_.X_scale, self.scaling_.y_scale)
-        for part, at in _in_memory(rows):
+        for part, at in blocks_in_memory(rows):
             rows[at] = (part - center) / spread
         return fit_from_file(rows, self._plan(seed), n_jobs=self.n_jobs)
 
@@ -153,7 +157,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
         model = self.model_
-        tensors = {} if self.kernel is None else tensors_of(self.kernel, "kernel")
+        kernel, tensors = kernel_to_parts(self.kernel)
         tensors |= {"X": model.X, "y": model.y, **tensors_of(model, "model"), **model.layout.to_tensors()}
         arguments = {
             "points_per_expert": int(self.points_per_expert),
@@ -162,11 +166,11 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
             "partition": self.partition,
             "n_nearest": None if self.n_nearest is None else int(self.n_nearest),
             "shared": bool(self.shared),
-            "kernel": None if self.kernel is None else describe_kernel(self.kernel),
+            "kernel": kernel,
             "noise": None if self.noise is None else float(self.noise),
             "scale": self.scale,
-            "n_jobs": self.n_jobs,
-            "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            "n_jobs": None if self.n_jobs is None else int(self.n_jobs),
+            "random_state": stored_seed(self.random_state),
         }
         return {**self._common_parts(), "arguments": arguments, "kernel": describe_kernel(model.covar_module)}, tensors
 
@@ -174,9 +178,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "LocalExpertsRegressor":
         """See `io.Savable`."""
         arguments = dict(data["arguments"])
-        if arguments["kernel"] is not None:
-            arguments["kernel"] = build_kernel(arguments["kernel"])
-            set_tensors(arguments["kernel"], "kernel", tensors)
+        arguments["kernel"] = kernel_from_parts(arguments["kernel"], tensors)
         estimator = cls(**arguments)
         estimator._restore_common(data, tensors)
         plan = estimator._plan()
@@ -204,29 +206,20 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
 
     def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         mean = self.model_.answers(X)[0]
-        L = torch.linalg.cholesky(self._covariance(X))
-        standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
-        return mean + standard @ L.mT
-
-
-def _in_memory(rows: Array) -> Iterator[tuple[Array, slice]]:
-    """Blocks of rows, and where they stand."""
-    for start in range(0, len(rows), _BLOCK):
-        at = slice(start, min(start + _BLOCK, len(rows)))
-        yield np.array(rows[at]), at
+        return gaussian_samples(mean, self._covariance(X), n_samples, generator)
 
 
 def _scaling_of(rows: Array, kind: str | None) -> Scaling:
     """`Scaling.learn` from a file of inputs and target."""
     width = rows.shape[1]
     total, square, largest = np.zeros(width), np.zeros(width), np.zeros(width)
-    for part, _ in _in_memory(rows):
+    for part, _ in blocks_in_memory(rows):
         largest = np.maximum(largest, np.abs(part).max(0))
     unit = np.where(largest > 0, largest, 1.0)
-    for part, _ in _in_memory(rows):
+    for part, _ in blocks_in_memory(rows):
         total += (part / unit).sum(0)
     center = total / len(rows)
-    for part, _ in _in_memory(rows):
+    for part, _ in blocks_in_memory(rows):
         square += ((part / unit - center) ** 2).sum(0)
     spread = np.sqrt(square / len(rows))
     none = Scaling.learn(np.zeros((1, width - 1)), np.zeros(1), kind)  # refuses other words

@@ -1,5 +1,6 @@
 """Classification with a mixture of GP experts, front door."""
 
+import math
 import warnings
 from dataclasses import asdict
 from os import PathLike
@@ -19,21 +20,25 @@ from torch import Tensor
 from gpmoe import io
 from gpmoe.errors import GPMoEWarning, InputError, NonFiniteError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs
-from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
+from gpmoe.estimators.number_of_experts import expect_enough_rows, most_experts
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
+from gpmoe.estimators.stored_arguments import (
+    gate_from_parts,
+    gate_to_parts,
+    kernel_from_parts,
+    kernel_to_parts,
+    stored_seed,
+)
 from gpmoe.gates import Gate
-from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
 from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
 from gpmoe.inference.hard_em import sparse_from_clusters
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.vbem import log_evidence
-from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.models.categorical_likelihood import CategoricalLikelihood
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 
 Array = NDArray[np.float64]
-
-_MOST = 4  # experts that "auto" tries
 
 
 class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
@@ -99,11 +104,8 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         self._check_arguments()
         inputs = checked_inputs(self, X, reset=True)
         self.classes_, index = _checked_labels(self, y, len(inputs))
-        if self.n_experts != "auto" and int(self.n_experts) > len(inputs):
-            raise InputError(
-                f"`n_experts` must be at most the number of rows; got n_experts={self.n_experts}, "
-                f"n_samples={len(inputs)}."
-            )
+        if self.n_experts != "auto":
+            expect_enough_rows(int(self.n_experts), len(inputs))
         self.scaling_ = Scaling.learn(inputs, np.zeros(len(inputs)), "standardise")
         rows, labels = self.scaling_.inputs(inputs), torch.from_numpy(index.astype(np.float64))
         seed = int(check_random_state(self.random_state).randint(2**31))
@@ -115,13 +117,14 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         """So many experts, or one more as long as the approximate evidence rises."""
         if self.n_experts != "auto":
             return self._fit_number(int(self.n_experts), X, y, seed)
-        best, highest = self._fit_number(1, X, y, seed), -np.inf
-        for k in range(1, min(2 if self.gate == "gp_probit" else _MOST, len(y) // 10) + 1):
-            model, report = best if k == 1 else self._fit_number(k, X, y, seed)
-            evidence = log_evidence(model, report.starts[-1])
+        best = self._fit_number(1, X, y, seed)
+        highest = _log_evidence(*best)
+        for k in range(2, min(most_experts(self.gate), len(y) // 10) + 1):
+            larger = self._fit_number(k, X, y, seed)
+            evidence = _log_evidence(*larger)
             if evidence <= highest:
                 break
-            best, highest = (model, report), evidence
+            best, highest = larger, evidence
         return best
 
     def _fit_number(self, k: int, X: Tensor, y: Tensor, seed: int) -> tuple[SparseMixtureOfExperts, FitReport]:
@@ -145,13 +148,10 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _check_arguments(self) -> None:
-        for name in ("n_experts", "n_inducing"):
-            value = getattr(self, name)
-            if name == "n_experts" and isinstance(value, str) and value == "auto":
-                continue
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                automatic = "'auto' or " if name == "n_experts" else ""
-                raise InputError(f"`{name}` must be {automatic}a whole number of at least 1; got {value!r}.")
+        expect_count("n_experts", self.n_experts, "auto")
+        expect_count("n_inducing", self.n_inducing)
+        expect_count("max_iterations", self.max_iterations, None)
+        expect_kernel(self.kernel)
         if self.n_experts == "auto" and not isinstance(self.gate, str):
             raise InputError("a `gate` object has a fixed number of experts: pass that number as `n_experts` too.")
 
@@ -189,7 +189,9 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
             raise ShapeError(f"`X` and `y` must have the same number of rows; got {len(probs)} and {len(labels)}.")
         strange = np.setdiff1d(labels, self.classes_)
         if len(strange):
-            raise InputError(f"`y` holds {strange[0]!r}, which is none of the classes {self.classes_.tolist()}.")
+            raise InputError(
+                f"`y` holds {strange.tolist()[0]!r}, which is none of the classes {self.classes_.tolist()}."
+            )
         own = probs[np.arange(len(labels)), np.searchsorted(self.classes_, labels)]
         return float(np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
 
@@ -205,19 +207,16 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
             InputError: for labels that are neither numbers nor strings.
         """
         parts, tensors = sparse_to_parts(self.model_)
-        if self.kernel is not None:
-            tensors |= tensors_of(self.kernel, "kernel")
-        if not isinstance(self.gate, str):
-            tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
+        (kernel, of_kernel), (gate, of_gate) = kernel_to_parts(self.kernel), gate_to_parts(self.gate)
         names = getattr(self, "feature_names_in_", None)
         data = {
             "arguments": {
                 "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
-                "kernel": None if self.kernel is None else describe_kernel(self.kernel),
-                "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
+                "kernel": kernel,
+                "gate": gate,
                 "n_inducing": int(self.n_inducing),
                 "max_iterations": None if self.max_iterations is None else int(self.max_iterations),
-                "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+                "random_state": stored_seed(self.random_state),
             },
             "classes": _plain_labels(self.classes_),
             "dtype": "str" if self.classes_.dtype == object else self.classes_.dtype.str,
@@ -227,20 +226,14 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
             "feature_names": None if names is None else [str(name) for name in names],
             **parts,
         }
-        return data, tensors
+        return data, {**tensors, **of_kernel, **of_gate}
 
     @classmethod
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "MixtureOfExpertsClassifier":
         """See `io.Savable`."""
         arguments = dict(data["arguments"])
-        if arguments["kernel"] is not None:
-            arguments["kernel"] = build_kernel(arguments["kernel"])
-            set_tensors(arguments["kernel"], "kernel", tensors)
-        if not isinstance(arguments["gate"], str):
-            gate = build_gate(arguments["gate"])
-            set_tensors(cast(torch.nn.Module, gate), "own_gate", tensors)
-            set_buffers(gate, "own_gate", tensors)
-            arguments["gate"] = gate
+        arguments["kernel"] = kernel_from_parts(arguments["kernel"], tensors)
+        arguments["gate"] = gate_from_parts(arguments["gate"], tensors)
         estimator = cls(**arguments)
         estimator.scaling_ = Scaling.from_dict(data["scaling"])
         estimator.report_ = FitReport.from_dict(data["report"])
@@ -260,14 +253,19 @@ class MixtureOfExpertsClassifier(ClassifierMixin, BaseEstimator):
         return self.scaling_.inputs(checked_inputs(self, X, reset=False))
 
 
+def _log_evidence(model: SparseMixtureOfExperts, report: FitReport) -> float:
+    return log_evidence(model, report.starts[-1])  # which is the bound over all rows, at the end
+
+
 def _checked_labels(estimator: BaseEstimator, y: Any, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The classes and the index of each row's."""
     if y is None:
         raise InputError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
     labels = column_or_1d(y, warn=True)
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        row = int(np.argmin(np.isfinite(labels)))
-        raise NonFiniteError(f"Input y contains NaN or infinity: first at row {row}. Drop such rows first.")
+    missing = _missing(labels)
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise NonFiniteError(f"Input y contains NaN, None or infinity: first at row {row}. Drop such rows first.")
     check_classification_targets(labels)
     if len(labels) != n:
         raise ShapeError(f"`X` and `y` must have the same number of rows; got {n} and {len(labels)}.")
@@ -275,6 +273,13 @@ def _checked_labels(estimator: BaseEstimator, y: Any, n: int) -> tuple[NDArray[A
     if len(classes) < 2:
         raise InputError(f"`y` must hold at least two classes; got one class, {classes.tolist()}.")
     return classes, index
+
+
+def _missing(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which labels are none, ``(n,)``."""
+    if labels.dtype.kind == "f":
+        return ~np.isfinite(labels)
+    return np.array([label is None or (isinstance(label, float) and math.isnan(label)) for label in labels], dtype=bool)
 
 
 def _plain_labels(classes: NDArray[Any]) -> list[Any]:

@@ -9,18 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
 from gpmoe.errors import GPMoEWarning, InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.exact_mixture_parts import exact_from_parts, exact_to_parts, settle
 from gpmoe.estimators.gp_regressor import GPRegressor
 from gpmoe.estimators.memory import expect_memory
-from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.number_of_experts import expect_enough_rows, most_experts
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor
 from gpmoe.estimators.sparse_mixture_parts import sparse_from_parts, sparse_to_parts
+from gpmoe.estimators.stored_arguments import gate_from_parts, gate_to_parts, stored_seed
 from gpmoe.gates import Gate
-from gpmoe.gates.description import buffers_of, build_gate, describe_gate, set_buffers
 from gpmoe.inference.fit_sparse_mixture import fit_sparse_mixture
 from gpmoe.inference.hard_em import fit_hard, fit_hard_quietly, fit_hard_sparse, sparse_from_exact
 from gpmoe.inference.report import FitReport
@@ -35,7 +38,6 @@ Array = NDArray[np.float64]
 
 
 _INFERENCES = ("vbem", "svi", "hard")
-_MOST = 4  # experts that "auto" tries
 _RIVAL_ROWS = 500  # up to which "auto" tries one heteroscedastic GP: there it adds about half to the time
 _EXACT_SHARE = 2000  # rows an expert up to which hard EM has exact experts
 _START_ROWS = 500  # random rows an expert, and
@@ -51,7 +53,8 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     Args:
         n_experts: number of experts; "auto" adds experts, from one, as long as the approximate evidence rises, and up
             to 500 rows also tries a single `HeteroscedasticGP` in their place, for noise that changes gradually ("vbem"
-            with GP experts of learned noise; beyond, its cubic cost outgrows the search for the number).
+            with GP experts of learned noise; beyond, its cubic cost outgrows the search for the number). Where `expert`
+            lists kinds, "auto" is their number.
         expert: an unfitted `GPRegressor` whose kernel and noise each expert takes, or kinds of expert for "vbem": one
             name for all or a list with one for each, of "gp", "linear", "constant" (with learned noise), "null" (takes
             outliers), "heteroscedastic" and "student_t"; the default GP if None.
@@ -113,6 +116,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         expert = self.expert if isinstance(self.expert, GPRegressor) else GPRegressor()
+        expect_kernel(expert.kernel)
         solver = expert.solver
         if solver is not None and not isinstance(solver, Cholesky):
             raise InputError(f"the expert's `solver` must be None or Cholesky() in a mixture; got {solver!r}.")
@@ -144,7 +148,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
                 lambda k: self._model(k, expert, inputs, targets),
                 solver=solver,
                 seed=seed,
-                most=self._most(),
+                most=most_experts(self.gate),
                 rivals=self._rivals(expert, inputs, targets),
             )
         expect_memory(len(inputs), matrices=k)
@@ -174,10 +178,6 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             return int(self.n_experts)
         return None if self.expert is None or isinstance(self.expert, (GPRegressor, str)) else len(self.expert)
 
-    def _most(self) -> int:
-        """The largest mixture that "auto" tries."""
-        return 2 if self.gate == "gp_probit" else _MOST
-
     def _rivals(self, expert: GPRegressor, inputs: Array, targets: Array) -> list[MixtureOfExperts]:
         """One GP with input-dependent noise, where it takes the place of GPs with learned noise and is affordable."""
         if len(inputs) > _RIVAL_ROWS or expert.noise is not None or self.expert not in (None, "gp", expert):
@@ -188,13 +188,14 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
 
     def _number(self, expert: GPRegressor, inputs: Array, targets: Array, seed: int) -> int:
         """How many experts: as asked for, or as the evidence of some rows wants them."""
-        if self.n_experts != "auto":
-            return int(self.n_experts)
+        k = self._fixed_number()
+        if k is not None:
+            return k
         rows = np.random.default_rng(seed).permutation(len(inputs))[:_START_ROWS]
         with warnings.catch_warnings():  # the search is for the number alone
             warnings.simplefilter("ignore", GPMoEWarning)
             model, _ = choose_n_experts(
-                lambda k: self._model(k, expert, inputs[rows], targets[rows]), seed=seed, most=self._most()
+                lambda k: self._model(k, expert, inputs[rows], targets[rows]), seed=seed, most=most_experts(self.gate)
             )
         return model.n_experts
 
@@ -203,7 +204,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     ) -> MixtureOfExperts:
         """Exact experts, fitted by hard EM to random rows."""
         k = self._number(expert, inputs, targets, seed) if k is None else k
-        self._expect_enough(k, len(inputs))
+        expect_enough_rows(k, len(inputs))
         rows = np.random.default_rng(seed).permutation(len(inputs))[: max(_LEAST_START_ROWS, _START_ROWS * k)]
         model = self._model(k, expert, inputs[rows], targets[rows])
         fit_hard_quietly(model, seed=seed)
@@ -216,10 +217,9 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
     def _check_arguments(self) -> None:
         if self.inference not in _INFERENCES:
             raise InputError(f"`inference` must be 'vbem', 'svi' or 'hard'; got {self.inference!r}.")
-        if not isinstance(self.n_inducing, (int, np.integer)) or self.n_inducing < 1:
-            raise InputError(f"`n_inducing` must be a whole number of at least 1; got {self.n_inducing!r}.")
-        if self.n_experts != "auto" and (not isinstance(self.n_experts, (int, np.integer)) or self.n_experts < 1):
-            raise InputError(f"`n_experts` must be 'auto' or a whole number of at least 1; got {self.n_experts!r}.")
+        expect_count("n_experts", self.n_experts, "auto")
+        expect_count("n_inducing", self.n_inducing)
+        expect_count("max_iterations", self.max_iterations, None)
         self._check_kinds()
         if self._fixed_number() is None and not isinstance(self.gate, str):
             raise InputError("a `gate` object has a fixed number of experts: pass that number as `n_experts` too.")
@@ -248,12 +248,10 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             )
 
     def _model(self, n_experts: int, expert: GPRegressor, inputs: Array, targets: Array) -> MixtureOfExperts:
-        noise = None
-        if expert.noise is not None:
-            if np.ndim(expert.noise):
-                raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
-            noise = float(expert.noise) / self.scaling_.y_scale**2  # type: ignore[arg-type]
-        self._expect_enough(n_experts, len(inputs))
+        if expert.noise is not None and np.ndim(expert.noise):
+            raise InputError("the expert's `noise` must be one number or None: each expert has one noise variance.")
+        noise = self.scaling_.one_noise(expert.noise)
+        expect_enough_rows(n_experts, len(inputs))
         X, y = self.scaling_.inputs(inputs), self.scaling_.targets(targets)
         if self.expert is not None and not isinstance(self.expert, GPRegressor):
             names = [self.expert] * n_experts if isinstance(self.expert, str) else self.expert
@@ -268,28 +266,23 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
             gate=deepcopy(self.gate),
         )
 
-    def _expect_enough(self, n_experts: int, n: int) -> None:
-        if n_experts > n:
-            raise InputError(
-                f"`n_experts` must be at most the number of rows; got n_experts={n_experts}, n_samples={n}."
-            )
-
     def predict_gate_probs(self, X: Any) -> Array:
         """Probability of each expert at each row of X ``(m, d)``, ``(m, k)``; rows sum to one."""
+        inputs = self._inputs(X)
         with torch.no_grad():
-            probs: Array = self.model_.gate_probs(self._inputs(X)).numpy()
-        return probs
+            return cast(Array, self.model_.gate_probs(inputs).numpy())
 
     def predict_experts(self, X: Any) -> list[Predictive]:
         """Each expert's own p(y | data) at each row of X ``(m, d)``, noise included, in units of y.
 
         Weighted by `predict_gate_probs` they sum to `predict_dist`.
         """
+        inputs = self._inputs(X)
         if isinstance(self.model_, SparseMixtureOfExperts):  # a component is an expert
             whole = self.predict_dist(X)
             moments = zip(whole.component_means.T, whole.component_variances.T, strict=True)
             return [Predictive.gaussian(*each) for each in moments]
-        return [self.scaling_.predictive(each) for each in self.model_.expert_predictives(self._inputs(X))]
+        return [self.scaling_.predictive(each) for each in self.model_.expert_predictives(inputs)]
 
     def leave_one_out(self) -> Predictive:
         """p(y_i | all other training targets) for each i; see `MixtureOfExperts.leave_one_out`.
@@ -297,32 +290,29 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         Raises:
             InputError: if the experts are sparse, which keep no share of a single point.
         """
-        self._inputs(np.zeros((1, self.n_features_in_)))
+        check_is_fitted(self, "report_")
         if isinstance(self.model_, SparseMixtureOfExperts):
             raise InputError("`leave_one_out` needs exact experts: fit with inference='vbem', or hold out rows.")
         return self.scaling_.predictive(self.model_.leave_one_out())
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
-        expert, tensors = self._expert_to_parts()
+        (expert, of_expert), (gate, of_gate) = self._expert_to_parts(), gate_to_parts(self.gate)
         model = self.model_
-        parts, own = sparse_to_parts(model) if isinstance(model, SparseMixtureOfExperts) else exact_to_parts(model)
-        tensors |= own
-        if not isinstance(self.gate, str):
-            tensors |= {**tensors_of(cast(torch.nn.Module, self.gate), "own_gate"), **buffers_of(self.gate, "own_gate")}
+        parts, tensors = sparse_to_parts(model) if isinstance(model, SparseMixtureOfExperts) else exact_to_parts(model)
         data = {
             "arguments": {
                 "n_experts": self.n_experts if self.n_experts == "auto" else int(self.n_experts),
-                "gate": self.gate if isinstance(self.gate, str) else describe_gate(self.gate),
+                "gate": gate,
                 "inference": self.inference,
                 "n_inducing": int(self.n_inducing),
                 "max_iterations": None if self.max_iterations is None else int(self.max_iterations),
-                "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+                "random_state": stored_seed(self.random_state),
             },
             "expert": expert,
             **parts,
         }
-        return {**self._common_parts(), **data}, tensors
+        return {**self._common_parts(), **data}, {**tensors, **of_expert, **of_gate}
 
     def _expert_to_parts(self) -> tuple[Any, dict[str, Tensor]]:
         if isinstance(self.expert, GPRegressor):
@@ -336,12 +326,7 @@ class MixtureOfExpertsRegressor(ProbabilisticRegressor):
         if isinstance(expert, dict):
             expert = GPRegressor.arguments_from_parts(expert, tensors)
         arguments = data["arguments"]
-        gate = arguments["gate"]
-        if not isinstance(gate, str):
-            gate = build_gate(gate)
-            set_tensors(cast(torch.nn.Module, gate), "own_gate", tensors)
-            set_buffers(gate, "own_gate", tensors)
-        estimator = cls(**{**arguments, "gate": gate}, expert=expert)
+        estimator = cls(**{**arguments, "gate": gate_from_parts(arguments["gate"], tensors)}, expert=expert)
         estimator._restore_common(data, tensors)
         sparse = "likelihoods" in data
         estimator._keep(sparse_from_parts(data, tensors) if sparse else exact_from_parts(data, tensors))

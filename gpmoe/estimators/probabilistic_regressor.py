@@ -1,4 +1,4 @@
-"""What both regressors share: predictions in the caller's units from a fitted model in its own."""
+"""What all regressors share: predictions in the caller's units from a fitted model in its own."""
 
 from abc import abstractmethod
 from dataclasses import asdict
@@ -17,6 +17,7 @@ from gpmoe import io, metrics
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError, ShapeError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count
 from gpmoe.inference.report import FitReport
 
 Array = NDArray[np.float64]
@@ -91,7 +92,11 @@ class ProbabilisticRegressor(RegressorMixin, BaseEstimator):
 
         Returns:
             ``(m, n_samples)``, units of y.
+
+        Raises:
+            InputError: if `n_samples` is no whole number of at least 0.
         """
+        expect_count("n_samples", n_samples, least=0)
         seed = int(check_random_state(random_state).randint(2**31))
         generator = torch.Generator().manual_seed(seed)
         samples = self._draw(self._inputs(X), n_samples, generator).mT.numpy()
@@ -135,6 +140,12 @@ class ProbabilisticRegressor(RegressorMixin, BaseEstimator):
     def _inputs(self, X: Any) -> Tensor:
         check_is_fitted(self, "report_")
         return self.scaling_.inputs(checked_inputs(self, X, reset=False))
+
+
+def gaussian_samples(mean: Tensor, covariance: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
+    """Draws from N(mean ``(m,)``, covariance ``(m, m)``), ``(n_samples, m)``."""
+    standard = torch.randn(n_samples, len(mean), generator=generator, dtype=mean.dtype)
+    return mean + standard @ torch.linalg.cholesky(covariance).mT
 
 
 def tensors_of(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -13,9 +13,11 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import InputError, ShapeError
+from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
-from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
+from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
+from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.elbo import elbo
 from gpmoe.inference.fit import fit, fit_quietly
 from gpmoe.inference.fit_stochastic import fit_stochastic
@@ -94,8 +96,9 @@ class SparseGPRegressor(ProbabilisticRegressor):
         """
         if self.inference not in _ITERATIONS:
             raise InputError(f"`inference` must be 'collapsed' or 'stochastic'; got {self.inference!r}.")
-        if self.n_inducing < 1:
-            raise InputError(f"`n_inducing` must be positive; got {self.n_inducing}.")
+        expect_count("n_inducing", self.n_inducing)
+        expect_count("max_iterations", self.max_iterations, None)
+        expect_kernel(self.kernel)
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         self.scaling_ = Scaling.learn(inputs, targets, self.scale)
@@ -115,7 +118,7 @@ class SparseGPRegressor(ProbabilisticRegressor):
 
     def _on_subset(self, X: Tensor, y: Tensor, chosen: Tensor) -> ExactGP:
         """An exact GP fitted to the chosen rows."""
-        noise = self._scaled_noise(len(X))
+        noise = self.scaling_.noise(self.noise, len(X))
         noise = noise[chosen] if noise is not None and noise.dim() else noise
         gp = ExactGP(X[chosen], y[chosen], kernel=deepcopy(self.kernel), noise=noise)
         fit_quietly(gp)
@@ -128,7 +131,7 @@ class SparseGPRegressor(ProbabilisticRegressor):
         return fit_stochastic(model, epochs=iterations, seed=seed)
 
     def _model(self, X: Tensor, y: Tensor, Z: Tensor, kernel: Kernel) -> SparseGP | StochasticVariationalGP:
-        noise = self._scaled_noise(len(y))
+        noise = self.scaling_.noise(self.noise, len(y))
         if self.inference == "collapsed":
             return SparseGP(X, y, Z, kernel=kernel, noise=noise)
         if noise is None:
@@ -139,19 +142,9 @@ class SparseGPRegressor(ProbabilisticRegressor):
         weights = mean / noise if noise.dim() else None
         return StochasticVariationalGP(X, y, Z, kernel=kernel, likelihood=likelihood, weights=weights)
 
-    def _scaled_noise(self, n: int) -> Tensor | None:
-        if self.noise is None:
-            return None
-        noise = np.asarray(self.noise, dtype=np.float64)
-        if noise.shape not in ((), (n,)):
-            raise ShapeError(f"`noise` must be a number or have shape ({n},); got {noise.shape}.")
-        if not np.all(noise > 0) or not np.all(np.isfinite(noise)):
-            raise InputError(f"`noise` is a variance and must be positive and finite; got a minimum of {noise.min()}.")
-        return torch.as_tensor(noise / self.scaling_.y_scale**2, dtype=torch.float64)
-
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
-        kernel = None if self.kernel is None else describe_kernel(self.kernel)
+        kernel, tensors = kernel_to_parts(self.kernel)
         arguments = {
             "n_inducing": int(self.n_inducing),
             "kernel": kernel,
@@ -159,10 +152,9 @@ class SparseGPRegressor(ProbabilisticRegressor):
             "inference": self.inference,
             "max_iterations": None if self.max_iterations is None else int(self.max_iterations),
             "scale": self.scale,
-            "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            "random_state": stored_seed(self.random_state),
         }
         model = self.model_
-        tensors = {} if self.kernel is None else tensors_of(self.kernel, "kernel")
         tensors |= {"X": model.X, "y": model.y, **tensors_of(model, "model")}
         return {**self._common_parts(), "arguments": arguments, "kernel": describe_kernel(model.covar_module)}, tensors
 
@@ -170,9 +162,7 @@ class SparseGPRegressor(ProbabilisticRegressor):
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "SparseGPRegressor":
         """See `io.Savable`."""
         arguments = dict(data["arguments"])
-        if arguments["kernel"] is not None:
-            arguments["kernel"] = build_kernel(arguments["kernel"])
-            set_tensors(arguments["kernel"], "kernel", tensors)
+        arguments["kernel"] = kernel_from_parts(arguments["kernel"], tensors)
         estimator = cls(**arguments)
         estimator._restore_common(data, tensors)
         Z = tensors["model.inducing_points"]
@@ -194,6 +184,4 @@ class SparseGPRegressor(ProbabilisticRegressor):
     def _draw(self, X: Tensor, n_samples: int, generator: torch.Generator) -> Tensor:
         mean, covariance = self.model_.latent(X)
         lapack.diagonal(covariance).add_(self.model_.new_noise())
-        L = torch.linalg.cholesky(covariance)
-        standard = torch.randn(n_samples, len(X), generator=generator, dtype=X.dtype)
-        return mean + standard @ L.mT
+        return gaussian_samples(mean, covariance, n_samples, generator)

@@ -4,15 +4,15 @@ from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 from gpytorch.kernels import Kernel
 from sklearn.utils import check_random_state
 from torch import Generator, Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Array, Scaling, checked_inputs, checked_targets
+from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, set_tensors, tensors_of
+from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.fit_tree_mixture import fit_tree_mixture
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
@@ -82,10 +82,9 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
             InputError: for an argument out of its range.
             UnsupportedKernelError: for a kernel of another kind.
         """
-        for name in ("n_partitions", "leaf_size"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise InputError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
+        expect_count("n_partitions", self.n_partitions)
+        expect_count("leaf_size", self.leaf_size)
+        expect_kernel(self.kernel)
         inputs = checked_inputs(self, X, reset=True)
         targets = checked_targets(self, y, len(inputs))
         self.scaling_ = Scaling.learn(inputs, targets, self.scale)
@@ -99,7 +98,7 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
         return self._keep(model)
 
     def _model(self, X: Tensor, y: Tensor, partitions: RandomPartitions, kernel: Kernel | None) -> TreeMixture:
-        noise = None if self.noise is None else float(self.noise) / self.scaling_.y_scale**2
+        noise = self.scaling_.one_noise(self.noise)
         return TreeMixture(X, y, partitions, kernel=kernel, noise=noise)
 
     def _keep(self, model: TreeMixture) -> "TreeMixtureRegressor":
@@ -110,16 +109,16 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
         model = self.model_
+        kernel, tensors = kernel_to_parts(self.kernel)
         arguments = {
             "n_partitions": int(self.n_partitions),
             "leaf_size": int(self.leaf_size),
-            "kernel": None if self.kernel is None else describe_kernel(self.kernel),
+            "kernel": kernel,
             "noise": None if self.noise is None else float(self.noise),
             "randomness": float(self.randomness),
             "scale": self.scale,
-            "random_state": self.random_state if isinstance(self.random_state, (int, np.integer)) else None,
+            "random_state": stored_seed(self.random_state),
         }
-        tensors = {} if self.kernel is None else tensors_of(self.kernel, "kernel")
         tensors |= {"X": model.X, "y": model.y, **tensors_of(model, "model")}
         tensors |= {
             f"partitions.{part.name}": getattr(model.partitions, part.name) for part in fields(RandomPartitions)
@@ -130,9 +129,7 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
     def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "TreeMixtureRegressor":
         """See `io.Savable`."""
         arguments = dict(data["arguments"])
-        if arguments["kernel"] is not None:
-            arguments["kernel"] = build_kernel(arguments["kernel"])
-            set_tensors(arguments["kernel"], "kernel", tensors)
+        arguments["kernel"] = kernel_from_parts(arguments["kernel"], tensors)
         estimator = cls(**arguments)
         estimator._restore_common(data, tensors)
         partitions = RandomPartitions(

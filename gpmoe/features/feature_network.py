@@ -28,6 +28,7 @@ from gpytorch.priors import NormalPrior
 from torch import Tensor
 
 from gpmoe.errors import InputError, ShapeError
+from gpmoe.shapes import expect_floating
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -70,6 +71,8 @@ class FeatureNetwork(gpytorch.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise InputError(f"`activation` must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}.")
+        if not isinstance(hidden, Sequence):
+            raise InputError(f"`hidden` must list the units of each hidden layer, such as (16,); got {hidden!r}.")
         if not hidden or min(n_inputs, *hidden) < 1:
             raise InputError(
                 f"`n_inputs` and one or more `hidden` sizes must be at least 1; got {n_inputs} and {list(hidden)}."
@@ -85,7 +88,7 @@ class FeatureNetwork(gpytorch.Module):
         ]
         self.weights = torch.nn.ParameterList([part[:, :-1].clone() for part in draw])
         self.biases = torch.nn.ParameterList([part[:, -1].clone() for part in draw])
-        self.register_prior("weights_prior", standard_normal(), _flat)
+        self.register_prior("weights_prior", centred_normal(), _flat)
 
     @property
     def n_features(self) -> int:
@@ -105,9 +108,11 @@ class FeatureNetwork(gpytorch.Module):
 
         Raises:
             ShapeError: if X has another number of columns.
+            DtypeError: if X is not of the weights' dtype, float64 until they are moved.
         """
         if X.shape[-1] != self.n_inputs:
             raise ShapeError(f"`X` must have shape (*batch, n, {self.n_inputs}); got {tuple(X.shape)}.")
+        expect_floating("X", X, like=self.weights[0])
         h, last = X, len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             scale = self.weight_scale / math.sqrt(weight.shape[-1])
@@ -133,7 +138,7 @@ class FeatureNetwork(gpytorch.Module):
         return cls(**{name: description[name] for name in names})
 
 
-def standard_normal(stddev: float = 1.0) -> NormalPrior:
+def centred_normal(stddev: float = 1.0) -> NormalPrior:
     """N(0, stddev²) in float64, for each entry of a tensor."""
     zero = torch.zeros((), dtype=torch.float64)
     return NormalPrior(zero, zero + stddev)

@@ -10,6 +10,7 @@ Source: Perez, Strub, de Vries, Dumoulin and Courville (2018), FiLM: Visual Reas
 eq. 1-2, with the expert as what the modulation is conditioned on.
 """
 
+import math
 from typing import Any
 
 import gpytorch
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gpmoe.errors import InputError
-from gpmoe.features.feature_network import FeatureNetwork, standard_normal
+from gpmoe.features.feature_network import FeatureNetwork, centred_normal
 
 
 class ModulatedNetwork(gpytorch.Module):
@@ -30,7 +31,7 @@ class ModulatedNetwork(gpytorch.Module):
         spread: standard deviation of γ about one and of β about zero under the prior.
 
     Raises:
-        InputError: for a spread that is not positive.
+        InputError: for a spread that is not positive and finite.
 
     Example:
         >>> body = FeatureNetwork(1)
@@ -41,12 +42,12 @@ class ModulatedNetwork(gpytorch.Module):
 
     def __init__(self, body: FeatureNetwork, *, spread: float = 0.5) -> None:
         super().__init__()
-        if not spread > 0:
-            raise InputError(f"`spread` must be positive; got {spread}.")
+        if not 0 < spread < math.inf:
+            raise InputError(f"`spread` must be positive and finite; got {spread}.")
         self.body, self.spread = body, spread
         self.gains = torch.nn.ParameterList([torch.zeros(units, dtype=torch.float64) for units in body.hidden])
         self.shifts = torch.nn.ParameterList([torch.zeros(units, dtype=torch.float64) for units in body.hidden])
-        self.register_prior("modulation_prior", standard_normal(spread), _own)
+        self.register_prior("modulation_prior", centred_normal(spread), _own)
 
     @property
     def n_features(self) -> int:

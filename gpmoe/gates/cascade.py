@@ -93,7 +93,8 @@ class CascadeGate(gpytorch.Module):
         super().__init__()
         if not experts or len(costs) != len(experts):
             raise InputError(
-                f"`costs` must have one for each of at least one expert, {len(experts)}; got {len(costs)}."
+                "a cascade needs at least one expert, and a cost for each; got "
+                f"{len(experts)} experts and {len(costs)} costs."
             )
         if min(costs) < 0 or not 0 <= price < float("inf"):
             raise InputError(f"costs and price must not be negative; got {list(costs)} and {price}.")

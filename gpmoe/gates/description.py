@@ -1,7 +1,7 @@
 """Gates as plain data and tensors, so that a file can hold one without running code when it is read."""
 
 import importlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,14 +59,14 @@ _DATA_SIZED = ("X", "xi", "psi", "responsibilities")
 
 def buffers_of(gate: Gate, prefix: str) -> dict[str, Tensor]:
     """A gate's buffers, those of its parts too, under `prefix`."""
-    assert isinstance(gate, torch.nn.Module)
-    return {f"{prefix}.{name}": buffer.clone() for name, buffer in gate.named_buffers()}
+    module = cast(torch.nn.Module, gate)  # as every gate is that `describe_gate` knows
+    return {f"{prefix}.{name}": buffer.clone() for name, buffer in module.named_buffers()}
 
 
 def set_buffers(gate: Gate, prefix: str, tensors: dict[str, Tensor]) -> None:
     """The inverse of `buffers_of`."""
-    assert isinstance(gate, torch.nn.Module)
-    for name, buffer in list(gate.named_buffers()):
+    module = cast(torch.nn.Module, gate)
+    for name, buffer in list(module.named_buffers()):
         stored = tensors[f"{prefix}.{name}"]
         fixed = slice(1, None) if name in _DATA_SIZED else slice(None)
         fits = stored.dim() == buffer.dim() and stored.shape[fixed] == buffer.shape[fixed]
@@ -74,4 +74,4 @@ def set_buffers(gate: Gate, prefix: str, tensors: dict[str, Tensor]) -> None:
         if not fits or stored.dtype != buffer.dtype or len(rows) > 1:
             raise ShapeError(f"`{prefix}.{name}` must have shape {tuple(buffer.shape)}; got {tuple(stored.shape)}.")
         owner, _, leaf = name.rpartition(".")
-        setattr(gate.get_submodule(owner), leaf, stored.clone())
+        setattr(module.get_submodule(owner), leaf, stored.clone())

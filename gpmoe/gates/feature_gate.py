@@ -49,7 +49,7 @@ class FeatureGate(gpytorch.Module):
         return self.gate.bound(self.extractor(X), responsibilities)
 
     def log_prior(self) -> Tensor:
-        """See `Gate`: of the gate; the extractor has none."""
+        """See `Gate`: of the gate. A prior on the extractor's weights counts with the priors of all modules."""
         return self.gate.log_prior()
 
     def log_occam_factor(self, X: Tensor) -> Tensor:
@@ -66,7 +66,10 @@ class FeatureGate(gpytorch.Module):
         Raises:
             UnsupportedKernelError: always.
         """
-        raise UnsupportedKernelError("a gate on a feature extractor can't be written to a file: the extractor is code.")
+        raise UnsupportedKernelError(
+            "a gate on a feature extractor can't be written to a file: the extractor is code. Make the gate again, and "
+            "load its `state_dict`."
+        )
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "FeatureGate":

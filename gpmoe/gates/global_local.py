@@ -74,10 +74,11 @@ class GlobalLocalGate(gpytorch.Module):
             expect_shape("X", X, last=(-1, self.column + 1))
         codes = X[..., self.column].detach()
         known = codes.isfinite()
-        if bool((known & (codes != codes.round())).any()):
+        broken = codes[known & (codes != codes.round())]
+        if len(broken):
             raise InputError(
-                f"column {self.column} of `X` must hold groups 0 to {len(self.counts) - 1}, as whole numbers; "
-                "leave that column unscaled."
+                f"column {self.column} of `X` must hold groups 0 to {len(self.counts) - 1}, as whole numbers; got "
+                f"{float(broken[0])}: leave that column unscaled."
             )
         known &= (codes >= 0) & (codes < len(self.counts))
         return torch.where(known, codes, -1.0).long()

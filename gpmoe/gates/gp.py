@@ -15,26 +15,21 @@ and Adams (2015), Dependent multinomial models made easy, sec. 3.
 """
 
 import math
-from typing import Any
 
-import gpytorch
 import numpy as np
 import torch
-from gpytorch.constraints import Positive
-from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
-from gpytorch.priors import GammaPrior, LogNormalPrior
+from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from gpmoe.gates.gp_posterior import GPPosterior, condition
+from gpmoe.gates.latent_gate import LatentGate
 from gpmoe.gates.stick_breaking import break_sticks, even_sticks
-from gpmoe.kernels.description import build_kernel, describe_kernel
-from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 
 _LEAST_MASS = 1e-12
 
 
-class GPGate(gpytorch.Module):
+class GPGate(LatentGate):
     """Logistic stick-breaking of k - 1 Gaussian processes, with closed-form variational updates.
 
     Args:
@@ -53,18 +48,11 @@ class GPGate(gpytorch.Module):
 
     prior_mean: Tensor
     xi: Tensor
-    X: Tensor
-    responsibilities: Tensor
 
     def __init__(self, n_experts: int, n_features: int, kernel: Kernel | None = None) -> None:
-        super().__init__()
-        self.n_experts = n_experts
-        self.kernel = (smooth_kernel(n_features) if kernel is None else kernel).double()
+        super().__init__(n_experts, n_features, kernel)
         self.register_buffer("prior_mean", even_sticks(n_experts))
         self.register_buffer("xi", torch.zeros(0, n_experts - 1, dtype=torch.float64))
-        self.register_buffer("X", torch.zeros(0, n_features, dtype=torch.float64))
-        self.register_buffer("responsibilities", torch.zeros(0, n_experts, dtype=torch.float64))
-        self._workspace = Workspace()
         self._sticks: list[GPPosterior] | None = None
 
     def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
@@ -99,15 +87,6 @@ class GPGate(gpytorch.Module):
             total = total + gaussian + (constant + density).sum()
         return total
 
-    def log_prior(self) -> Tensor:
-        """-KL(q(h) || p(h)) at the last `fit_step`, a scalar in nats."""
-        expected = self.responsibilities * self.expected_log_probs(self.X)
-        return self.bound(self.X, self.responsibilities) - expected.sum()
-
-    def log_occam_factor(self, X: Tensor) -> Tensor:
-        """Zero: the bound integrates over the gate already."""
-        return X.new_zeros(())
-
     def log_probs(self, X: Tensor) -> Tensor:
         """log E[π_k(x)], by Gauss-Hermite quadrature of each stick; sticks are independent under q."""
         flat = X.reshape(-1, X.shape[-1])
@@ -118,17 +97,6 @@ class GPGate(gpytorch.Module):
         taken = torch.logsumexp(torch.nn.functional.logsigmoid(h) + weight, -1)
         passed = torch.logsumexp(torch.nn.functional.logsigmoid(-h) + weight, -1)
         return break_sticks(taken, passed).reshape(*X.shape[:-1], self.n_experts)
-
-    def description(self) -> dict[str, Any]:
-        """The arguments that make such a gate."""
-        d = self.X.shape[-1]
-        return {"n_experts": self.n_experts, "n_features": d, "kernel": describe_kernel(self.kernel)}
-
-    @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "GPGate":
-        """The inverse of `description`."""
-        kernel = build_kernel(description["kernel"])
-        return cls(int(description["n_experts"]), int(description["n_features"]), kernel)
 
     def _pseudo(self, responsibilities: Tensor, j: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rows that reach stick j, and their z, ω and mass."""
@@ -158,13 +126,3 @@ def _lambda(xi: Tensor) -> Tensor:
     """tanh(ξ/2) / (4ξ), 1/8 at ξ = 0."""
     safe = xi.clamp_min(1e-6)
     return torch.tanh(safe / 2) / (4 * safe)
-
-
-def smooth_kernel(n_features: int) -> Kernel:
-    """Matérn-5/2 of one lengthscale about √d, and logits that may be large."""
-    prior = LogNormalPrior(0.5 * math.log(n_features), 0.75)
-    matern = MaternKernel(nu=2.5, lengthscale_prior=prior, lengthscale_constraint=Positive())
-    matern.lengthscale = math.sqrt(n_features)
-    kernel = ScaleKernel(matern, outputscale_prior=GammaPrior(2.0, 0.15))
-    kernel.outputscale = 10.0
-    return kernel

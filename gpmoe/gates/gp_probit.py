@@ -17,25 +17,21 @@ Rasmussen and Williams (2006), eq. 3.82.
 """
 
 import math
-from typing import Any
 
-import gpytorch
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 from torch.special import log_ndtr
 
 from gpmoe.errors import InputError
-from gpmoe.gates.gp import smooth_kernel
 from gpmoe.gates.gp_posterior import GPPosterior, condition, factor, solve
-from gpmoe.kernels.description import build_kernel, describe_kernel
-from gpmoe.linalg.factorisation import Workspace
+from gpmoe.gates.latent_gate import LatentGate
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 
 _STEPS = 10  # of ψ in each fit step; one costs O(n²)
 
 
-class GPProbitGate(gpytorch.Module):
+class GPProbitGate(LatentGate):
     """Probit of a Gaussian process for two experts: predictions are closed form, both experts are treated alike.
 
     Args:
@@ -55,19 +51,12 @@ class GPProbitGate(gpytorch.Module):
     """
 
     psi: Tensor
-    X: Tensor
-    responsibilities: Tensor
 
     def __init__(self, n_features: int, kernel: Kernel | None = None, n_experts: int = 2) -> None:
-        super().__init__()
         if n_experts != 2:
             raise InputError(f"a probit gate has two experts; got {n_experts}. GPSoftmaxGate and GPGate take any.")
-        self.n_experts = 2
-        self.kernel = (smooth_kernel(n_features) if kernel is None else kernel).double()
+        super().__init__(n_experts, n_features, kernel)
         self.register_buffer("psi", torch.zeros(0, dtype=torch.float64))
-        self.register_buffer("X", torch.zeros(0, n_features, dtype=torch.float64))
-        self.register_buffer("responsibilities", torch.zeros(0, 2, dtype=torch.float64))
-        self._workspace = Workspace()
         self._posterior: GPPosterior | None = None
 
     def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
@@ -99,29 +88,11 @@ class GPProbitGate(gpytorch.Module):
         evidence = gaussian_log_likelihood(self.kernel, X, z, torch.ones_like(z), workspace=self._workspace)
         return evidence + (touching + 0.5 * (z.square() + math.log(2 * math.pi))).sum()
 
-    def log_prior(self) -> Tensor:
-        """-KL(q(h) || p(h)) at the last `fit_step`, a scalar in nats."""
-        expected = self.responsibilities * self.expected_log_probs(self.X)
-        return self.bound(self.X, self.responsibilities) - expected.sum()
-
-    def log_occam_factor(self, X: Tensor) -> Tensor:
-        """Zero: the bound integrates over the gate already."""
-        return X.new_zeros(())
-
     def log_probs(self, X: Tensor) -> Tensor:
         """log Φ(±μ / sqrt(1 + v)), ``(*batch, m, 2)``."""
         mean, variance = self._moments(X.reshape(-1, X.shape[-1]))
         a = mean / (1 + variance).sqrt()
         return torch.stack([log_ndtr(a), log_ndtr(-a)], -1).reshape(*X.shape[:-1], 2)
-
-    def description(self) -> dict[str, Any]:
-        """The arguments that make such a gate."""
-        return {"n_experts": 2, "n_features": self.X.shape[-1], "kernel": describe_kernel(self.kernel)}
-
-    @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "GPProbitGate":
-        """The inverse of `description`."""
-        return cls(int(description["n_features"]), build_kernel(description["kernel"]), int(description["n_experts"]))
 
     def _moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(h), ``(m,)`` each."""

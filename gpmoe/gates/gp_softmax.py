@@ -19,18 +19,14 @@ Variational bounds for mixed-data factor analysis.
 """
 
 import math
-from typing import Any
 
-import gpytorch
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from gpmoe.gates.gp import smooth_kernel
 from gpmoe.gates.gp_posterior import GPPosterior, condition, factor, solve
-from gpmoe.kernels.description import build_kernel, describe_kernel
-from gpmoe.linalg.factorisation import Workspace
+from gpmoe.gates.latent_gate import LatentGate
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 
 _NOISE = 2.0  # of the pseudo-observations, one over the curvature
@@ -39,7 +35,7 @@ _DRAWS = 256  # quasi-random, of the predictive
 _BLOCK = 2**22  # numbers that a block of predictions may hold
 
 
-class GPSoftmaxGate(gpytorch.Module):
+class GPSoftmaxGate(LatentGate):
     """Softmax of k Gaussian processes, with closed-form variational updates that treat all experts alike.
 
     Where `GPGate` breaks a stick, and so orders the experts, this gate does not; its bound is looser where the gate is
@@ -60,17 +56,10 @@ class GPSoftmaxGate(gpytorch.Module):
     """
 
     psi: Tensor
-    X: Tensor
-    responsibilities: Tensor
 
     def __init__(self, n_experts: int, n_features: int, kernel: Kernel | None = None) -> None:
-        super().__init__()
-        self.n_experts = n_experts
-        self.kernel = (smooth_kernel(n_features) if kernel is None else kernel).double()
+        super().__init__(n_experts, n_features, kernel)
         self.register_buffer("psi", torch.zeros(0, n_experts - 1, dtype=torch.float64))
-        self.register_buffer("X", torch.zeros(0, n_features, dtype=torch.float64))
-        self.register_buffer("responsibilities", torch.zeros(0, n_experts, dtype=torch.float64))
-        self._workspace = Workspace()
         self._posterior: GPPosterior | None = None
 
     def fit_step(self, X: Tensor, responsibilities: Tensor) -> None:
@@ -109,15 +98,6 @@ class GPSoftmaxGate(gpytorch.Module):
             )
         return total
 
-    def log_prior(self) -> Tensor:
-        """-KL(q(g) || p(g)) at the last `fit_step`, a scalar in nats."""
-        expected = self.responsibilities * self.expected_log_probs(self.X)
-        return self.bound(self.X, self.responsibilities) - expected.sum()
-
-    def log_occam_factor(self, X: Tensor) -> Tensor:
-        """Zero: the bound integrates over the gate already."""
-        return X.new_zeros(())
-
     def log_probs(self, X: Tensor) -> Tensor:
         """log E[π_k(x)], ``(*batch, m, k)``, by quasi-Monte Carlo."""
         flat = X.reshape(-1, X.shape[-1])
@@ -125,17 +105,6 @@ class GPSoftmaxGate(gpytorch.Module):
             return X.new_zeros(*X.shape[:-1], 1)
         blocks = flat.split(max(1, _BLOCK // (_DRAWS * self.n_experts)))
         return torch.cat([self._average(block) for block in blocks]).reshape(*X.shape[:-1], self.n_experts)
-
-    def description(self) -> dict[str, Any]:
-        """The arguments that make such a gate."""
-        d = self.X.shape[-1]
-        return {"n_experts": self.n_experts, "n_features": d, "kernel": describe_kernel(self.kernel)}
-
-    @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "GPSoftmaxGate":
-        """The inverse of `description`."""
-        kernel = build_kernel(description["kernel"])
-        return cls(int(description["n_experts"]), int(description["n_features"]), kernel)
 
     def _average(self, X: Tensor) -> Tensor:
         """log of the mean of softmax over draws of g, ``(m, k)``."""

@@ -8,12 +8,14 @@
 | prior W ~ N(0, 1/λ) | `precision` | λ |
 """
 
+import math
 from typing import Any
 
 import gpytorch
 import torch
 from torch import Tensor
 
+from gpmoe.errors import InputError
 from gpmoe.linalg import lapack
 
 
@@ -27,6 +29,9 @@ class SoftmaxGate(gpytorch.Module):
         n_experts: k.
         n_features: d.
         precision: of the prior, λ.
+
+    Raises:
+        InputError: for a precision that is not positive and finite.
 
     Source: Jordan and Jacobs (1994), Hierarchical Mixtures of Experts, sec. 3; the Newton step is Bishop (2006), eq.
         4.109-4.110.
@@ -43,6 +48,8 @@ class SoftmaxGate(gpytorch.Module):
 
     def __init__(self, n_experts: int, n_features: int, precision: float = 0.01) -> None:
         super().__init__()
+        if not 0 < precision < math.inf:
+            raise InputError(f"`precision` of the prior on the weights must be positive and finite; got {precision}.")
         self.n_experts = n_experts
         self.precision = precision
         self.register_buffer("weights", torch.zeros(n_features + 1, n_experts, dtype=torch.float64))

@@ -6,7 +6,6 @@ second file; each cell is read alone and divided among its experts. Shared hyper
 """
 
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import cast
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpmoe.data.row_blocks import RowFile
+from gpmoe.data.row_blocks import RowFile, blocks_in_memory
 from gpmoe.errors import InputError
 from gpmoe.inference.fit_local_experts import (
     ExpertPlan,
@@ -31,7 +30,6 @@ Indices = NDArray[np.int64]
 
 _CELL = 100_000  # rows of a batch of experts
 _SAMPLE = 50_000  # rows on which cells are found
-_BLOCK = 2**16  # rows read at a time
 
 
 def fit_from_file(
@@ -72,7 +70,7 @@ def fit_from_file(
         branches.append(branch)
         offsets.extend((first + np.cumsum(np.bincount(labels, minlength=count))).tolist())
     X, y = RowFile.empty(n, rows.shape[1] - 1).rows, RowFile.empty(n, 1).rows
-    for part, at in _blocks(stored):
+    for part, at in blocks_in_memory(stored):
         X[at], y[at] = part[:, :-1], part[:, -1:]
     del stored
     inputs, targets = torch.from_numpy(X), torch.from_numpy(y[:, 0])
@@ -80,22 +78,15 @@ def fit_from_file(
     return learn(model, pilot, plan, rng, start=start, n_jobs=n_jobs)
 
 
-def _blocks(rows: Array) -> Iterator[tuple[Array, slice]]:
-    """Blocks of rows in memory, and where they stand."""
-    for start in range(0, len(rows), _BLOCK):
-        at = slice(start, min(start + _BLOCK, len(rows)))
-        yield np.array(rows[at]), at
-
-
 def _by_cell(rows: Array, trunk: Partition, units: Array) -> tuple[Array, Indices]:
     """A file of the rows sorted by cell, and where each cell begins, ``(cells + 1,)``."""
     labels = np.empty(len(rows), dtype=np.int32)
-    for part, at in _blocks(rows):
+    for part, at in blocks_in_memory(rows):
         labels[at] = trunk.assign(part[:, :-1] / units)
     counts = np.bincount(labels, minlength=trunk.n_parts)
     begins = np.concatenate([[0], np.cumsum(counts)])
     free, stored = begins[:-1].copy(), RowFile.empty(*rows.shape).rows
-    for part, at in _blocks(rows):
+    for part, at in blocks_in_memory(rows):
         order = np.argsort(labels[at], kind="stable")
         found, many = np.unique(labels[at], return_counts=True)
         piece = 0

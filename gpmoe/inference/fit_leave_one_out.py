@@ -48,13 +48,9 @@ def leave_one_out_log_likelihood(moe: MixtureOfExperts) -> Tensor:
     Raises:
         InputError: for other experts.
     """
+    _expect_exact(moe)
     densities = []
     for k, expert in enumerate(moe.all_experts):
-        if not isinstance(expert, ExactGP) or not isinstance(expert.likelihood, GaussianLikelihood):
-            raise InputError(
-                f"leaving one out needs `ExactGP` experts with one noise variance; expert {k} is a "
-                f"{type(expert).__name__}{_with_likelihood(expert)}. Fit such a mixture by `fit_mixture` alone."
-            )
         mean, variance = _left_out(expert, moe.X, moe.y, moe.responsibilities[:, k])
         densities.append(-0.5 * ((2 * torch.pi * variance).log() + (moe.y - mean).square() / variance))
     return torch.logsumexp(torch.stack(densities, -1) + moe.gate.log_probs(moe.X), -1).sum()
@@ -75,7 +71,7 @@ def fit_leave_one_out(moe: MixtureOfExperts, *, max_iterations: int = 50) -> Fit
         The report; its trace begins with the objective at the start and never falls.
 
     Raises:
-        InputError: for experts that are not exact GPs with one noise variance.
+        InputError: for experts that are not exact GPs with one noise variance, or if all parameters are frozen.
 
     Warns:
         NotConvergedWarning: if the line search failed; the iteration limit is no failure of fine-tuning.
@@ -89,6 +85,12 @@ def fit_leave_one_out(moe: MixtureOfExperts, *, max_iterations: int = 50) -> Fit
         >>> report.objective_trace[-1] >= report.objective_trace[0]
         True
     """
+    _expect_exact(moe)
+    if not any(parameter.requires_grad for parameter in moe.parameters()):
+        raise InputError(
+            "no parameter of the mixture wants a gradient, so nothing would move; an estimator's `model_` is frozen: "
+            "call `model_.requires_grad_(True)` first."
+        )
     start = time.perf_counter()
     held = [] if learns_by_gradient(moe.gate, moe.X[:1]) else _parameters(moe.gate)
     before = [parameter.requires_grad for parameter in held]
@@ -104,7 +106,7 @@ def fit_leave_one_out(moe: MixtureOfExperts, *, max_iterations: int = 50) -> Fit
         climber.coordinates.write(first)
     for parameter, wanted in zip(held, before, strict=True):
         parameter.requires_grad_(wanted)
-    trace = [value, *(step for step in end.trace if better)]
+    trace = [value, *(end.trace if better else ())]
     report = FitReport(
         objective_trace=tuple(trace),
         iterations=end.iterations,
@@ -120,8 +122,14 @@ def fit_leave_one_out(moe: MixtureOfExperts, *, max_iterations: int = 50) -> Fit
     return report
 
 
-def _with_likelihood(expert: object) -> str:
-    return f" with {type(expert.likelihood).__name__}" if isinstance(expert, ExactGP) else ""
+def _expect_exact(moe: MixtureOfExperts) -> None:
+    for k, expert in enumerate(moe.all_experts):
+        if not isinstance(expert, ExactGP) or not isinstance(expert.likelihood, GaussianLikelihood):
+            likelihood = f" with {type(expert.likelihood).__name__}" if isinstance(expert, ExactGP) else ""
+            raise InputError(
+                f"leaving one out needs `ExactGP` experts with one noise variance; expert {k} is a "
+                f"{type(expert).__name__}{likelihood}. Fit such a mixture by `fit_mixture` alone."
+            )
 
 
 def _parameters(gate: object) -> list[torch.nn.Parameter]:

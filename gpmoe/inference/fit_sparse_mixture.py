@@ -16,8 +16,8 @@ from torch import Tensor
 from gpmoe.errors import InputError
 from gpmoe.gates import Gate
 from gpmoe.inference.fit import Climber
-from gpmoe.inference.fit_stochastic import _gained, _optimisers, _share
 from gpmoe.inference.marginal_likelihood import log_prior, prior_of
+from gpmoe.inference.minibatches import SETTLED, expect_passes, falling_steps, late_gain, optimisers_of
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
@@ -27,7 +27,6 @@ from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
 GATE_ROWS = 20_000  # random rows from which a gate learns in closed form
 _GP_GATE_ROWS = 1000  # the same for a gate whose cost grows with the cube of rows
 _GATE_STEPS = 2  # of L-BFGS for a gate's hyperparameters, once an epoch
-_SETTLED = 0.01  # nats an observation that the last tenth of the epochs may still have gained
 _BLOCK = 4096  # rows at a time of a pass over all
 _OBJECTIVES = ("elbo", "tight")
 _LEAST_STEPS, _LEAST_EPOCHS = 1000, 10
@@ -80,19 +79,20 @@ def fit_sparse_mixture(
         JitterWarning: if the covariance of inducing points needed jitter at the result.
 
     Raises:
-        InputError: for an unknown objective.
+        InputError: for an unknown objective, or less than one epoch or row a step.
         NotPositiveDefiniteError: if a natural step is too long.
     """
     if objective not in _OBJECTIVES:
         raise InputError(f"`objective` must be 'elbo' or 'tight'; got {objective!r}.")
+    expect_passes(epochs, batch_size)
     start = time.perf_counter()
     n = len(moe.y)
     steps = -(-n // batch_size)
     epochs = max(_LEAST_EPOCHS, -(-_LEAST_STEPS // steps)) if epochs is None else epochs
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
-    optimisers = _optimisers(moe, natural_step, learning_rate, held=_held(moe))
-    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda epoch: _share(epoch, epochs)) for each in optimisers]
+    optimisers = optimisers_of(moe, natural_step, learning_rate, held=_held(moe))
+    schedules = falling_steps(optimisers, epochs)
     step, trace = _Step(moe, objective, optimisers), []
     with Cholesky().applied(), torch.enable_grad(), threads_for(min(batch_size, n)):
         for _ in range(epochs):
@@ -102,12 +102,12 @@ def fit_sparse_mixture(
             for schedule in schedules:
                 schedule.step()
         final = _whole(moe, objective)
-    gained = _gained(trace) / n
+    gained = late_gain(trace) / n
     report = FitReport(
         objective_trace=tuple(trace),
         iterations=epochs * steps,
         evaluations=epochs * steps,
-        converged=gained < _SETTLED,
+        converged=gained < SETTLED,
         reason=f"{epochs} epochs; the last tenth gained {gained:.2g} nats an observation",
         jitter=max(expert.factor().jitter for expert in moe.all_experts),
         seconds=time.perf_counter() - start,

@@ -1,20 +1,16 @@
 """Fit of a stochastic variational GP by minibatches: natural gradients for q(v), Adam for everything else."""
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import torch
-from gpytorch.optim import NGD
 
 from gpmoe.inference.marginal_likelihood import log_prior, prior_of
+from gpmoe.inference.minibatches import SETTLED, expect_passes, falling_steps, late_gain, optimisers_of
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.inference.solver import Cholesky
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import threads_for
 from gpmoe.models.stochastic_variational_gp import StochasticVariationalGP
-
-_SETTLED = 0.01  # nats an observation that the last fifth of the epochs may still have gained
 
 
 def fit_stochastic(
@@ -45,10 +41,11 @@ def fit_stochastic(
         rows plus the log priors at the end.
 
     Warns:
-        NotConvergedWarning: if the last fifth of the epochs still gained 0.01 nats an observation.
+        NotConvergedWarning: if the last tenth of the epochs still gained 0.01 nats an observation.
         JitterWarning: if the covariance of the inducing points needed jitter at the result.
 
     Raises:
+        InputError: for less than one epoch or row a step.
         NotPositiveDefiniteError: if a natural step is too long.
     """
     report = fit_stochastic_quietly(
@@ -68,13 +65,14 @@ def fit_stochastic_quietly(
     seed: int | None = None,
 ) -> FitReport:
     """`fit_stochastic` without its warnings, for fits that are part of another one."""
+    expect_passes(epochs, batch_size)
     start = time.perf_counter()
     n = gp.y.shape[-1]
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     priors = prior_of(gp)
-    optimisers = _optimisers(gp, natural_step, learning_rate)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda epoch: _share(epoch, epochs)) for each in optimisers]
+    optimisers = optimisers_of(gp, natural_step, learning_rate)
+    schedules = falling_steps(optimisers, epochs)
     trace = []
     with Cholesky().applied(), torch.enable_grad(), threads_for(max(min(batch_size, n), gp.inducing_points.shape[-2])):
         for _ in range(epochs):
@@ -90,50 +88,18 @@ def fit_stochastic_quietly(
                 schedule.step()
             trace.append(sum(values) / len(values))
         final = _whole(gp, batch_size)
-    gained = _gained(trace) / n
+    gained = late_gain(trace) / n
     return FitReport(
         objective_trace=tuple(trace),
         iterations=epochs * -(-n // batch_size),
         evaluations=epochs * -(-n // batch_size),
-        converged=gained < _SETTLED,
-        reason=f"{epochs} epochs; the last fifth gained {gained:.2g} nats an observation",
+        converged=gained < SETTLED,
+        reason=f"{epochs} epochs; the last tenth gained {gained:.2g} nats an observation",
         jitter=gp.factor().jitter,
         seconds=time.perf_counter() - start,
         solver=f"natural gradients and Adam, minibatches of {batch_size}; {Cholesky()} by {lapack.provider()}",
         starts=(final,),
     )
-
-
-class _Variational(Protocol):
-    """A model whose posterior is learned by natural gradients."""
-
-    def natural_parameters(self) -> list[torch.nn.Parameter]: ...
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
-
-
-def _optimisers(
-    gp: _Variational, natural_step: float, learning_rate: float, held: Iterable[torch.nn.Parameter] = ()
-) -> list[torch.optim.Optimizer]:
-    """Natural gradients for q, Adam for all other parameters but those held."""
-    natural = gp.natural_parameters()
-    known = {id(parameter) for parameter in (*natural, *held)}
-    others = [each for each in gp.parameters() if id(each) not in known and each.requires_grad]
-    adam = [torch.optim.Adam(others, lr=learning_rate)] if others else []
-    return [NGD(natural, num_data=1, lr=natural_step), *adam]
-
-
-def _share(epoch: int, epochs: int) -> float:
-    """Of the step size, in an epoch."""
-    return max(0.01, min(1.0, 2.0 * (1.0 - epoch / epochs)))
-
-
-def _gained(trace: list[float]) -> float:
-    """How much higher the last tenth of the epochs lies than the tenth before."""
-    tenth = max(1, len(trace) // 10)
-    if len(trace) < 2 * tenth:
-        return float("inf")
-    return (sum(trace[-tenth:]) - sum(trace[-2 * tenth : -tenth])) / tenth
 
 
 def _whole(gp: StochasticVariationalGP, batch_size: int) -> float:

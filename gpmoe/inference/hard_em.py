@@ -39,6 +39,7 @@ from gpmoe.inference.vbem import cluster_starts
 from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.linalg import lapack
 from gpmoe.linalg.threads import at_most_threads, threads_for
+from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.inducing_points import greedy_inducing_points
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
@@ -76,7 +77,7 @@ def fit_hard(moe: MixtureOfExperts, *, n_restarts: int = 4, max_rounds: int = 10
         The report; its objective is the classification likelihood.
 
     Raises:
-        InputError: if experts or gate share parameters.
+        InputError: for experts that are not exact GPs, or if experts or gate share parameters.
 
     Warns:
         NotConvergedWarning, JitterWarning: as `fit` does.
@@ -96,6 +97,11 @@ def fit_hard_quietly(
     start = time.perf_counter()
     if moe.n_experts == 1:
         return fit_quietly(moe.all_experts[0])
+    for k, expert in enumerate(moe.all_experts):
+        if not isinstance(expert, ExactGP):
+            raise InputError(
+                f"hard EM fits `ExactGP` experts; expert {k} is a {type(expert).__name__}: use `fit_mixture`."
+            )
     order = torch.randperm(len(moe.y), generator=torch.Generator().manual_seed(0 if seed is None else seed))
     small = moe.on_rows(order[:_SEARCH_ROWS].sort().values)
     found = _search(small, n_restarts, seed)
@@ -286,7 +292,7 @@ def sparse_from_clusters(
         n_experts: k.
         likelihood: of every expert.
         kernel: of every expert; `SparseMixtureOfExperts`' own if None.
-        gate: a name for `make_gate`, or a `Gate` of k experts.
+        gate: a name of `mixture_of_experts.GATES`, or a `Gate` of k experts.
         n_inducing: inducing points of each expert at most.
         seed: for rows and clusterings.
     """

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import gpytorch
 import torch
 
+from gpmoe.errors import InputError
 from gpmoe.linalg.alternating_projections import factorise_blocks
 from gpmoe.linalg.low_rank import randomly_pivoted_cholesky
 from gpmoe.linalg.operator import SymmetricOperator
@@ -46,6 +47,9 @@ class Schedule:
         probes: prior samples behind the estimate of the trace.
         tolerance: relative residual of the solves on the way.
         seed: for the rows and the probes.
+
+    Raises:
+        InputError: if rows, steps or probes are below 1, or the rate or the tolerance is not positive.
     """
 
     subset_rows: int = 4000
@@ -54,6 +58,15 @@ class Schedule:
     probes: int = 8
     tolerance: float = 1e-2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        for name in ("subset_rows", "steps", "probes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be at least 1; got {getattr(self, name)}.")
+        for name in ("learning_rate", "tolerance"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"`{name}` must be positive; got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

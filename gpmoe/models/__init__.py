@@ -14,7 +14,8 @@ from gpmoe.models.local_experts import LocalExperts
 from gpmoe.models.measurement_history import MeasurementHistory, measurement_history
 from gpmoe.models.measurement_value import rank_measurements, variance_reduction
 from gpmoe.models.mgp_adapter import MGPAdapter
-from gpmoe.models.mixture_of_experts import MixtureOfExperts, MixturePosterior
+from gpmoe.models.mixture_of_experts import MixtureOfExperts
+from gpmoe.models.mixture_posterior import MixturePosterior
 from gpmoe.models.null_expert import NullExpert
 from gpmoe.models.sparse_gp import SparseGP
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from botorch.acquisition.objective import PosteriorTransform
 from torch import Tensor
 
 from gpmoe.errors import InputError
 from gpmoe.models.gaussian_model import ConditionedGP, GaussianModel, expect_inputs
-from gpmoe.models.look_ahead import LookAhead
-from gpmoe.models.mixture_of_experts import MixturePosterior
+from gpmoe.models.mixture_model import MixtureModel
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 _LEAST_RESPONSIBILITY = 1e-12  # a point of no weight keeps a noise variance that float64 can factorise
@@ -36,7 +34,7 @@ class IsMixture(Protocol):
         """π_k(x), ``(*batch, m, k)``."""
 
 
-class ConditionedMixture(LookAhead):
+class ConditionedMixture(MixtureModel):
     """A mixture of GP experts given q further observations; gate and hyperparameters stay as they are.
 
     One step of variational EM at the new points: by the predictive density,
@@ -91,11 +89,6 @@ class ConditionedMixture(LookAhead):
         return list(self.experts)  # type: ignore[arg-type]
 
     @property
-    def num_outputs(self) -> int:
-        """One."""
-        return 1
-
-    @property
     def batch_shape(self) -> torch.Size:
         """``(*samples, *batch)``."""
         return self.all_experts[0].batch_shape
@@ -103,31 +96,6 @@ class ConditionedMixture(LookAhead):
     def gate_probs(self, X: Tensor) -> Tensor:
         """π_k(x), ``(*batch, m, k)``: those of the base model."""
         return self.base.gate_probs(X)
-
-    def posterior(
-        self,
-        X: Tensor,
-        output_indices: list[int] | None = None,
-        observation_noise: bool | Tensor = False,
-        posterior_transform: PosteriorTransform | None = None,
-    ) -> MixturePosterior:
-        """As `MixtureOfExperts.posterior`, with `samples` and `batch` of the observations before those of X.
-
-        Raises:
-            InputError: for a noise tensor or a transform; a mixture is not Gaussian, so neither has a closed form.
-        """
-        special = posterior_transform is not None or isinstance(observation_noise, Tensor)
-        if output_indices not in (None, [0]) or special:
-            raise InputError(
-                "a mixture's posterior takes neither transforms nor noise tensors; use a Monte Carlo objective."
-            )
-        joint = [expert.latent(X) for expert in self.all_experts]
-        mean = torch.stack([mean for mean, _ in joint], -2)
-        covariance = torch.stack([covariance for _, covariance in joint], -3)
-        if observation_noise:
-            noise = [expert.noise_variance(X).expand(mean[..., 0, :].shape) for expert in self.all_experts]
-            covariance = covariance + torch.diag_embed(torch.stack(noise, -2))
-        return MixturePosterior(self.gate_probs(X).expand(mean.mT.shape), mean, covariance)
 
 
 def _membership(model: IsMixture, X: Tensor, y: Tensor, noises: Sequence[Tensor]) -> Tensor:

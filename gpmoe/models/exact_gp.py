@@ -287,6 +287,22 @@ def expect_data(X: Tensor, y: Tensor, weights: Tensor | None) -> None:
             raise ShapeError(f"`weights` must be positive and have shape {tuple(y.shape)}; got {tuple(weights.shape)}.")
 
 
+def expect_one_data_set(X: Tensor, y: Tensor, weights: Tensor | None, *, before: Tensor | None) -> None:
+    """Check training data of a model of one data set, X ``(n, d)``.
+
+    Args:
+        X, y, weights: the data.
+        before: inputs that they replace, which had as many columns; None if these are the first.
+
+    Raises:
+        ShapeError, DtypeError, NonFiniteError: naming what came and what was wanted.
+    """
+    expect_data(X, y, weights)
+    if X.dim() != 2 or (before is not None and X.shape[-1] != before.shape[-1]):
+        wanted = "d" if before is None else before.shape[-1]
+        raise ShapeError(f"`X` must have shape (n, {wanted}), without batch dimensions; got {tuple(X.shape)}.")
+
+
 def make_likelihood(noise: Noise, y: Tensor) -> GaussianLikelihood | FixedNoiseGaussianLikelihood:
     """The likelihood that a model's `noise` argument stands for; see `ExactGP`."""
     if isinstance(noise, (GaussianLikelihood, FixedNoiseGaussianLikelihood)):

@@ -17,6 +17,7 @@ from gpmoe.models.heteroscedastic_gp import HeteroscedasticGP
 from gpmoe.models.linear_expert import LinearExpert
 from gpmoe.models.mixture_of_experts import exact_experts
 from gpmoe.models.null_expert import NullExpert
+from gpmoe.models.site_model import SiteModel
 from gpmoe.models.student_t_gp import StudentTGP
 
 EXPERTS: dict[str, Callable[[Tensor, Tensor, int], Expert]] = {  # from X, y and how many experts there will be
@@ -91,12 +92,12 @@ def build_expert(description: dict[str, Any], X: Tensor, y: Tensor) -> Any:
 
 def sites_of(expert: Any) -> dict[str, Tensor]:
     """What an expert's q holds for each of its training points, beside its parameters; nothing for most kinds."""
-    return expert.sites() if isinstance(expert, (HeteroscedasticGP, StudentTGP)) else {}
+    return expert.sites() if isinstance(expert, SiteModel) else {}
 
 
 def restore_sites(expert: Any, sites: dict[str, Tensor]) -> None:
     """The inverse of `sites_of`, for an expert that has its data and parameters already."""
-    if isinstance(expert, (HeteroscedasticGP, StudentTGP)):
+    if isinstance(expert, SiteModel):
         expert.restore_sites(sites)
 
 

@@ -34,17 +34,16 @@ from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from gpytorch.means import ConstantMean, Mean
 from torch import Tensor
 
-from gpmoe.distributions import Predictive
-from gpmoe.errors import ShapeError
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.gaussian_sites import SitePosterior, site_posterior
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 from gpmoe.linalg.stationary import dense_covariance
-from gpmoe.models.exact_gp import expect_data
+from gpmoe.models.exact_gp import expect_one_data_set
 from gpmoe.models.expert import Components, expect_sites, left_out
-from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
+from gpmoe.models.gaussian_model import expect_inputs
+from gpmoe.models.site_model import SiteModel, marginals_of
 
 _ITERATIONS = 200
 _TOLERANCE = 1e-9  # of the bound's size, by which an iteration must raise it to go on
@@ -68,7 +67,7 @@ class _State:
     bound: float
 
 
-class HeteroscedasticGP(LearnableModel):
+class HeteroscedasticGP(SiteModel):
     """A GP with input-dependent noise: log noise variance is a GP too. Fitted by `inference.fit`; an `Expert` as well.
 
     Args:
@@ -96,9 +95,7 @@ class HeteroscedasticGP(LearnableModel):
         True
     """
 
-    X: Tensor
-    y: Tensor
-    weights: Tensor | None
+    _start: tuple[Tensor, Tensor]  # Λ and b that the search for q begins with
 
     def __init__(
         self,
@@ -122,30 +119,11 @@ class HeteroscedasticGP(LearnableModel):
         self.noise_mean_module.initialize(constant=math.log(0.1))
         self.workspace, self._noise_workspace = Workspace(), Workspace()
         self._state: _State | None = None
-        self._start: tuple[Tensor, Tensor] | None = None
         self.set_data(X, y, weights)
-
-    @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Empty: one data set."""
-        return torch.Size()
 
     def set_data(self, X: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """See `Expert`; q(g) starts from what the present q says about the new points."""
-        expect_data(X, y, weights)
-        if X.dim() != 2 or (self.X is not None and X.shape[-1] != self.X.shape[-1]):
-            wanted = "d" if self.X is None else self.X.shape[-1]
-            raise ShapeError(f"`X` must have shape (n, {wanted}), without batch dimensions; got {tuple(X.shape)}.")
+        expect_one_data_set(X, y, weights, before=self.X)
         r = torch.ones_like(y) if weights is None else weights
         if self.X is None:
             self._start = 0.5 * r, torch.zeros_like(y)
@@ -153,13 +131,6 @@ class HeteroscedasticGP(LearnableModel):
             self._start = self._factors(X, y, r)
         self.X, self.y, self.weights, self._state = X, y, weights, None
         self.likelihood = FixedNoiseGaussianLikelihood(torch.full_like(y, 0.1))  # BoTorch asks for one; see `posterior`
-
-    def fit_step(self) -> None:
-        """Nothing: q is at its optimum whenever the bound is asked for."""
-
-    def log_marginal_likelihood(self) -> Tensor:
-        """The variational bound of log p(y | X) at the best q; differentiable once, nats."""
-        return self.evidence()
 
     def evidence(self) -> Tensor:
         """See `Expert`."""
@@ -173,21 +144,11 @@ class HeteroscedasticGP(LearnableModel):
         )
         return state.bound + (moving - moving.detach())
 
-    def jitter_needed(self) -> float:
-        """Zero: factors are of identity plus covariance."""
-        return 0.0
-
-    def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(f) at ``(m, d)`` points, ``(m,)``; not differentiable."""
-        expect_inputs(X, self.X)
-        with torch.no_grad():
-            return self._marginals(self._solved().latent, self.covar_module, self.mean_module, X)
-
     def log_noise(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(g), the log noise variance, at ``(m, d)`` points, ``(m,)``; not differentiable."""
         expect_inputs(X, self.X)
         with torch.no_grad():
-            return self._marginals(self._solved().log_noise, self.noise_covar_module, self.noise_mean_module, X)
+            return marginals_of(self._solved().log_noise, self.noise_covar_module, self.noise_mean_module, X, self.X)
 
     def noise_variance(self, X: Tensor) -> Tensor:
         """E[exp(g)] at X ``(*batch, q, d)``, ``(*batch, q)``."""
@@ -216,18 +177,6 @@ class HeteroscedasticGP(LearnableModel):
         targets = log_noise + 1 - 0.5 * weights / precision.clamp_min(_LEAST_PRECISION)
         without = left_out(y, mean, variance, weights * inverse)
         return _over_noise(*without, *left_out(targets, log_noise, spread, precision), include_noise=True)
-
-    def predictive(self, X: Tensor, *, include_noise: bool = True) -> Predictive:
-        """p(y | data) or p(f | data) at X ``(m, d)``."""
-        weights, means, variances = self.components(X, include_noise=include_noise)
-        return Predictive.mixture(weights.numpy(), means.numpy(), variances.numpy())
-
-    def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """See `GaussianModel.latent`: under q(f)."""
-        expect_inputs(X, self.X)
-        K_new = dense_covariance(self.covar_module, X, self.X)
-        mean, covariance = self._solved().latent.joint(K_new, dense_covariance(self.covar_module, X, X))
-        return self.mean_module(X) + mean, covariance
 
     def posterior(  # type: ignore[override]
         self,
@@ -259,11 +208,7 @@ class HeteroscedasticGP(LearnableModel):
         return {"precision": state.precision, "linear": state.linear}
 
     def restore_sites(self, sites: dict[str, Tensor]) -> None:
-        """Take q as it is, to the last bit, from a model with these data and parameters.
-
-        Raises:
-            ShapeError: if there isn't one factor for each training point.
-        """
+        """See `SiteModel`."""
         expect_sites(sites, ("precision", "linear"), self.y)
         with torch.no_grad():
             self._state = self._states(self._flat_parameters())(sites["precision"], sites["linear"])
@@ -273,26 +218,19 @@ class HeteroscedasticGP(LearnableModel):
         start = self._start if self._state is None else (self._state.precision, self._state.linear)
         return {**self.__dict__, "_state": None, "_start": start}
 
-    def _r(self) -> Tensor:
-        return torch.ones_like(self.y) if self.weights is None else self.weights
-
-    def _marginals(self, q: SitePosterior, kernel: Kernel, prior_mean: Mean, X: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = q.marginals(dense_covariance(kernel, X, self.X), kernel(X, diag=True))
-        return prior_mean(X) + mean, variance
-
     def _factors(self, X: Tensor, y: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         """Λ and b at points that q(f) and q(g) are known for."""
         (mean, variance), (log_noise, spread) = self.marginals(X), self.log_noise(X)
         square = (y - mean).square() + variance
         return _natural_step(square, _inverse_noise(log_noise, spread), log_noise - self._centre(X), r)
 
-    def _flat_parameters(self) -> Tensor:
-        return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters()])
-
     def _centre(self, X: Tensor) -> Tensor:
         """μ0."""
         centre: Tensor = self.noise_mean_module(X).detach()
         return centre
+
+    def _latent_posterior(self) -> SitePosterior:
+        return self._solved().latent
 
     def _solved(self) -> _State:
         """q at the present parameters, found once for them."""
@@ -300,7 +238,6 @@ class HeteroscedasticGP(LearnableModel):
             parameters = self._flat_parameters()
             if self._state is None or not torch.equal(self._state.parameters, parameters):
                 start = self._start if self._state is None else (self._state.precision, self._state.linear)
-                assert start is not None
                 self._state = self._solve(parameters, start)
             return self._state
 

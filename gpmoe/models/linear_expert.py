@@ -23,7 +23,7 @@ from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
 
 from gpmoe.errors import InputError, ShapeError
-from gpmoe.models.exact_gp import expect_data
+from gpmoe.models.exact_gp import expect_one_data_set
 from gpmoe.models.expert import Components, gaussian_expected_log_likelihood, left_out, one_component
 from gpmoe.models.gaussian_model import expect_inputs
 
@@ -104,10 +104,7 @@ class LinearExpert(gpytorch.Module):
 
     def set_data(self, X: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """See `Expert`; the noise variance stays, coefficients that were given don't."""
-        expect_data(X, y, weights)
-        if X.dim() != 2 or (self.X is not None and X.shape[-1] != self.X.shape[-1]):
-            wanted = "d" if self.X is None else self.X.shape[-1]
-            raise ShapeError(f"`X` must have shape (n, {wanted}), without batch dimensions; got {tuple(X.shape)}.")
+        expect_one_data_set(X, y, weights, before=self.X)
         self.X, self.y, self.weights, self._given = X, y, weights, None
         A = self._design(X)
         weighted = A if weights is None else A * weights.unsqueeze(-1)

@@ -15,10 +15,6 @@ from typing import Any, cast
 
 import gpytorch
 import torch
-from botorch.acquisition.objective import PosteriorTransform
-from botorch.posteriors.posterior import Posterior
-from botorch.sampling.get_sampler import GetSampler
-from botorch.sampling.normal import IIDNormalSampler
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
@@ -44,12 +40,13 @@ from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.exact_gp import ExactGP
 from gpmoe.models.expert import Components, Expert
 from gpmoe.models.gaussian_model import expect_inputs
-from gpmoe.models.look_ahead import LookAhead
+from gpmoe.models.gaussian_noise import LEAST_SHARED_NOISE, gaussian_noise
+from gpmoe.models.mixture_model import MixtureModel
 
 _LEAST_RESPONSIBILITY = 1e-14  # of less, float64 keeps no trace in the evidence
 
 
-class MixtureOfExperts(gpytorch.Module, LookAhead):
+class MixtureOfExperts(gpytorch.Module, MixtureModel):
     """Experts, each on the whole input space, mixed by a gate.
 
     Args:
@@ -104,9 +101,7 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
         self.register_buffer("X", X)
         self.register_buffer("y", y)
         self.experts = torch.nn.ModuleList(cast(list[torch.nn.Module], made))
-        self.gate = make_gate(gate, k, X.shape[-1]) if isinstance(gate, str) else gate
-        if self.gate.n_experts != k:
-            raise InputError(f"`gate` must have {k} experts; got one of {self.gate.n_experts}.")
+        self.gate = gate_of(gate, k, X.shape[-1])
         self.register_buffer("responsibilities", X.new_full((len(X), k), 1 / k))
         self.set_responsibilities(self.responsibilities)
 
@@ -119,11 +114,6 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
     def all_experts(self) -> list[Any]:
         """The experts: each an `Expert`, and what else its kind is."""
         return list(self.experts)
-
-    @property
-    def num_outputs(self) -> int:
-        """One."""
-        return 1
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -205,128 +195,6 @@ class MixtureOfExperts(gpytorch.Module, LookAhead):
             ]
             return _mixed(self.gate_probs(self.X), parts)
 
-    def posterior(
-        self,
-        X: Tensor,
-        output_indices: list[int] | None = None,
-        observation_noise: bool | Tensor = False,
-        posterior_transform: PosteriorTransform | None = None,
-    ) -> "MixturePosterior":
-        """Joint posterior at new inputs ``(*batch, q, d)``, in the form BoTorch's Monte Carlo acquisitions take.
-
-        The latent function takes expert k at point i with probability π_k(x_i), independently between points. Noise
-        is Gaussian of the expert's variance.
-
-        Raises:
-            InputError: for a noise tensor or a transform; a mixture is not Gaussian, so neither has a closed form.
-        """
-        if (
-            output_indices not in (None, [0])
-            or posterior_transform is not None
-            or isinstance(observation_noise, Tensor)
-        ):
-            raise InputError(
-                "a mixture's posterior takes neither transforms nor noise tensors; use a Monte Carlo objective."
-            )
-        expect_inputs(X, self.X)
-        joint = [expert.latent(X) for expert in self.all_experts]
-        mean = torch.stack([mean for mean, _ in joint], -2)
-        covariance = torch.stack([covariance for _, covariance in joint], -3)
-        if observation_noise:
-            noise = [expert.noise_variance(X).expand(X.shape[:-1]) for expert in self.all_experts]
-            covariance = covariance + torch.diag_embed(torch.stack(noise, -2))
-        return MixturePosterior(self.gate_probs(X), mean, covariance)
-
-
-class MixturePosterior(Posterior):
-    """A mixture of k joint Gaussians whose component is drawn at each point.
-
-    Args:
-        gate_probs: ``(*batch, q, k)``.
-        component_mean: ``(*batch, k, q)``.
-        component_covariance: ``(*batch, k, q, q)``.
-    """
-
-    def __init__(self, gate_probs: Tensor, component_mean: Tensor, component_covariance: Tensor) -> None:
-        self.gate_probs = gate_probs
-        self.component_mean = component_mean
-        self.component_covariance = component_covariance
-
-    @property
-    def device(self) -> torch.device:
-        """Of the tensors."""
-        return self.gate_probs.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the tensors."""
-        return self.gate_probs.dtype
-
-    @property
-    def mean(self) -> Tensor:
-        """``(*batch, q, 1)``."""
-        return (self.gate_probs * self.component_mean.mT).sum(-1, keepdim=True)
-
-    @property
-    def variance(self) -> Tensor:
-        """By the law of total variance, ``(*batch, q, 1)``."""
-        second = self.component_covariance.diagonal(dim1=-2, dim2=-1).mT + self.component_mean.mT.square()
-        return (self.gate_probs * second).sum(-1, keepdim=True) - self.mean.square()
-
-    @property
-    def covariance(self) -> Tensor:
-        """``(*batch, q, q)``: two points share what their experts share."""
-        weight = self.gate_probs.mT
-        shared = (weight.unsqueeze(-1) * weight.unsqueeze(-2) * self.component_covariance).sum(-3)
-        return shared + torch.diag_embed(self.variance.squeeze(-1) - shared.diagonal(dim1=-2, dim2=-1))
-
-    @property
-    def base_sample_shape(self) -> torch.Size:
-        """``(*batch, q, k + 1)``: a normal for each expert and one that picks the expert."""
-        return torch.Size([*self.gate_probs.shape[:-1], self.gate_probs.shape[-1] + 1])
-
-    @property
-    def batch_range(self) -> tuple[int, int]:
-        """Dimensions of the base samples that are batch."""
-        return (0, -2)
-
-    def _extended_shape(self, sample_shape: torch.Size = torch.Size()) -> torch.Size:  # noqa: B008
-        return torch.Size([*sample_shape, *self.gate_probs.shape[:-1], 1])
-
-    def rsample_from_base_samples(self, sample_shape: torch.Size, base_samples: Tensor) -> Tensor:
-        """Samples from given standard normals.
-
-        Gradients pass through each expert's sample; the choice of the expert is piecewise constant.
-
-        Args:
-            sample_shape: of the samples.
-            base_samples: ``(*sample_shape, *batch, q, k + 1)``.
-
-        Returns:
-            ``(*sample_shape, *batch, q, 1)``.
-        """
-        k = self.gate_probs.shape[-1]
-        pick = torch.special.ndtr(base_samples[..., -1:])
-        chosen = (pick > self.gate_probs.cumsum(-1)).sum(-1, keepdim=True).clamp_max(k - 1)
-        scale = self.component_covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        eye = torch.eye(self.component_covariance.shape[-1], dtype=self.dtype, device=self.device)
-        jitter = (1e-8 * scale).clamp_min(1e-24)  # an expert may be certain
-        L = torch.linalg.cholesky(self.component_covariance + jitter * eye)
-        normals = base_samples[..., :-1].mT.unsqueeze(-1)
-        samples = self.component_mean + (L @ normals).squeeze(-1)
-        return samples.mT.gather(-1, chosen)
-
-    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
-        """Samples ``(*sample_shape, *batch, q, 1)`` from torch's generator."""
-        shape = torch.Size() if sample_shape is None else sample_shape
-        base = torch.randn(*shape, *self.base_sample_shape, dtype=self.dtype, device=self.device)
-        return self.rsample_from_base_samples(shape, base)
-
-
-@GetSampler.register(MixturePosterior)
-def _sampler(posterior: MixturePosterior, sample_shape: torch.Size, *, seed: int | None = None) -> Any:
-    return IIDNormalSampler(sample_shape=sample_shape, seed=seed)
-
 
 def _mixed(gate_probs: Tensor, parts: Sequence[Components]) -> Predictive:
     """The mixture by gate ``(m, k)`` of k densities that are mixtures."""
@@ -378,28 +246,24 @@ GATES: dict[str, Callable[[int, int], Gate]] = {  # from numbers of experts and 
 }
 
 
-def make_gate(name: str, n_experts: int, n_features: int) -> Gate:
-    """A gate by its name, one of `GATES`.
+def gate_of(gate: str | Gate, n_experts: int, n_features: int) -> Gate:
+    """The gate that a mixture's argument stands for.
 
     Raises:
-        InputError: for another name.
+        InputError: for an unknown name, or what is no gate of so many experts.
     """
-    if name not in GATES:
-        raise InputError(f"`gate` must be one of {', '.join(map(repr, GATES))}, or a Gate; got {name!r}.")
-    return GATES[name](n_experts, n_features)
+    made = gate
+    if isinstance(gate, str) and gate in GATES:
+        made = GATES[gate](n_experts, n_features)
+    number = getattr(made, "n_experts", None)
+    if isinstance(made, str) or number is None:
+        raise InputError(f"`gate` must be one of {', '.join(map(repr, GATES))}, or a Gate; got {gate!r}.")
+    if number != n_experts:
+        raise InputError(f"`gate` must have {n_experts} experts; got one of {number}.")
+    return made
 
 
 def _noise(noise: float | None, n_experts: int) -> GaussianLikelihood | None:
     """The likelihood of each expert: of fixed variance, or learned with a floor that keeps one of several from
     collapsing on a few points; None for the default of a single GP."""
-    if noise is None and n_experts == 1:
-        return None
-    floor = 1e-4 if noise is None else 0.0
-    likelihood = GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(floor)).double()
-    if noise is None:
-        likelihood.noise = 0.1
-        return likelihood
-    if not 0 < noise < float("inf"):
-        raise InputError(f"`noise` is a variance and must be positive and finite; got {noise}.")
-    likelihood.noise = torch.tensor([noise], dtype=torch.float64)
-    return likelihood.requires_grad_(False)
+    return None if noise is None and n_experts == 1 else gaussian_noise(noise, least_noise=LEAST_SHARED_NOISE)

@@ -66,8 +66,8 @@ class RandomPartitions:
         """
         if count < 1 or leaf_size < 1:
             raise InputError(f"`count` and `leaf_size` must be at least 1; got {count} and {leaf_size}.")
-        if not 0 <= randomness <= 1:
-            raise InputError(f"`randomness` must lie between 0 and 1; got {randomness}.")
+        if not isinstance(randomness, (int, float)) or not 0 <= randomness <= 1:
+            raise InputError(f"`randomness` must lie between 0 and 1; got {randomness!r}.")
         rng = np.random.default_rng(seed)
         nodes = _Nodes(X.detach().numpy(), leaf_size, randomness, rng)
         roots = [nodes.grow(np.arange(len(X))) for _ in range(count)]

@@ -20,12 +20,9 @@ from typing import Any, TypeVar, cast
 
 import gpytorch
 import torch
-from botorch.acquisition.objective import PosteriorTransform
-from botorch.models.model import Model
-from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
-from gpytorch.likelihoods import GaussianLikelihood, Likelihood
+from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ConstantMean
 from linear_operator.operators import DiagLinearOperator
 from torch import Tensor
@@ -36,14 +33,16 @@ from gpmoe.gates import Gate
 from gpmoe.kernels.dimension_scaled import expert_matern
 from gpmoe.models.categorical_likelihood import CategoricalLikelihood
 from gpmoe.models.gaussian_model import expect_inputs
-from gpmoe.models.mixture_of_experts import MixturePosterior, make_gate
+from gpmoe.models.gaussian_noise import LEAST_SHARED_NOISE, gaussian_noise
+from gpmoe.models.mixture_model import MixtureModel
+from gpmoe.models.mixture_of_experts import gate_of
 from gpmoe.models.stochastic_variational_gp import StochasticVariationalGP
 
 _BLOCK = 4096  # rows at a time of passes over many
 _Part = TypeVar("_Part", Tensor, Kernel, Likelihood)
 
 
-class SparseMixtureOfExperts(gpytorch.Module, Model):
+class SparseMixtureOfExperts(gpytorch.Module, MixtureModel):
     """Sparse variational GP experts, each on the whole input space, mixed by a gate.
 
     `inference.fit_sparse_mixture` fits it by minibatches; `inference.hard_em` finds where to start. The experts stand
@@ -60,7 +59,7 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
         likelihood: a GPyTorch likelihood of one latent function or a `CategoricalLikelihood` for every expert
             (copied), or one for each; Gaussian with a learned noise variance, at least 1e-4 where there are several
             experts, if None.
-        gate: a name for `make_gate`, or a `Gate` of k experts.
+        gate: a name of `mixture_of_experts.GATES`, or a `Gate` of k experts.
 
     Attributes:
         experts: k `StochasticVariationalGP`.
@@ -103,7 +102,7 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
         if kernel is None and n_experts > 1:
             kernel = expert_matern(X.shape[-1])
         if likelihood is None and n_experts > 1:
-            likelihood = _gaussian()
+            likelihood = gaussian_noise(None, least_noise=LEAST_SHARED_NOISE)
         parts = zip(
             _one_each("Z", Z, Tensor, n_experts),
             _one_each("kernel", kernel, Kernel, n_experts),
@@ -113,9 +112,7 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
         self.register_buffer("X", X)
         self.register_buffer("y", y)
         self.experts = torch.nn.ModuleList(_expert(X, y, *part) for part in parts)
-        self.gate = make_gate(gate, n_experts, X.shape[-1]) if isinstance(gate, str) else gate
-        if self.gate.n_experts != n_experts:
-            raise InputError(f"`gate` must have {n_experts} experts; got one of {self.gate.n_experts}.")
+        self.gate = gate_of(gate, n_experts, X.shape[-1])
 
     @property
     def n_experts(self) -> int:
@@ -126,11 +123,6 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
     def all_experts(self) -> list[StochasticVariationalGP]:
         """The experts, as what they are."""
         return [cast(StochasticVariationalGP, expert) for expert in self.experts]
-
-    @property
-    def num_outputs(self) -> int:
-        """One."""
-        return 1
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -258,31 +250,6 @@ class SparseMixtureOfExperts(gpytorch.Module, Model):
         """σ_k², ``(k,)``."""
         return torch.cat([expert.new_noise() for expert in self.all_experts])
 
-    def posterior(
-        self,
-        X: Tensor,
-        output_indices: list[int] | None = None,
-        observation_noise: bool | Tensor = False,
-        posterior_transform: PosteriorTransform | None = None,
-    ) -> MixturePosterior:
-        """Joint posterior at new inputs ``(*batch, q, d)``, as `MixtureOfExperts.posterior`.
-
-        Raises:
-            InputError: for a noise tensor or a transform, or for noise where a likelihood is not Gaussian.
-        """
-        tensor = isinstance(observation_noise, Tensor)
-        if output_indices not in (None, [0]) or posterior_transform is not None or tensor:
-            raise InputError(
-                "a mixture's posterior takes neither transforms nor noise tensors; use a Monte Carlo objective."
-            )
-        expect_inputs(X, self.X)
-        joint = [expert.latent(X) for expert in self.all_experts]
-        mean = torch.stack([mean for mean, _ in joint], -2)
-        covariance = torch.stack([covariance for _, covariance in joint], -3)
-        if observation_noise:
-            covariance = covariance + torch.diag_embed(self._noise().unsqueeze(-1).expand(mean.shape))
-        return MixturePosterior(self.gate_probs(X), mean, covariance)
-
 
 def _expert(
     X: Tensor, y: Tensor, Z: Tensor, kernel: Kernel | None, likelihood: Likelihood | None
@@ -297,13 +264,6 @@ def _expert(
         mean=ConstantMean(batch_shape=torch.Size(classes)),
         likelihood=deepcopy(likelihood),
     )
-
-
-def _gaussian() -> GaussianLikelihood:
-    """With a floor that keeps one of several experts from collapsing on a few points."""
-    likelihood = GaussianLikelihood(noise_constraint=GreaterThan(1e-4)).double()
-    likelihood.noise = 0.1
-    return likelihood
 
 
 def _one_each(name: str, given: _Part | Sequence[_Part] | None, kind: type[_Part], n_experts: int) -> Sequence[Any]:

@@ -30,17 +30,15 @@ from gpytorch.priors import GammaPrior
 from scipy.special import roots_genlaguerre
 from torch import Tensor
 
-from gpmoe.distributions import Predictive
-from gpmoe.errors import ShapeError
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.gaussian_sites import SitePosterior, site_posterior
 from gpmoe.linalg.likelihood import gaussian_log_likelihood
 from gpmoe.linalg.stationary import dense_covariance
-from gpmoe.models.exact_gp import expect_data
+from gpmoe.models.exact_gp import expect_one_data_set
 from gpmoe.models.expert import Components, expect_sites, left_out
-from gpmoe.models.gaussian_model import LearnableModel, expect_inputs
+from gpmoe.models.site_model import SiteModel
 
 _ITERATIONS = 100
 _TOLERANCE = 1e-9  # largest change of c at which its updates stop
@@ -57,7 +55,7 @@ class _State:
     latent: SitePosterior
 
 
-class StudentTGP(LearnableModel):
+class StudentTGP(SiteModel):
     """A GP whose noise has heavy tails, so that outliers don't bend it. Fitted by `inference.fit`; an `Expert` as well.
 
     Args:
@@ -88,10 +86,8 @@ class StudentTGP(LearnableModel):
         True
     """
 
-    X: Tensor
-    y: Tensor
-    weights: Tensor | None
     likelihood: GaussianLikelihood
+    _start: Tensor  # c that the search for q begins with
 
     def __init__(
         self,
@@ -113,7 +109,6 @@ class StudentTGP(LearnableModel):
         self.tails = _Tails().to(X)
         self.workspace = Workspace()
         self._state: _State | None = None
-        self._start: Tensor | None = None
         self.set_data(X, y, weights)
 
     @property
@@ -121,36 +116,11 @@ class StudentTGP(LearnableModel):
         """ν, ``()``."""
         return 2 + self.tails.excess.squeeze()
 
-    @property
-    def train_inputs(self) -> tuple[Tensor]:
-        """X, under the name that BoTorch uses."""
-        return (self.X,)
-
-    @property
-    def train_targets(self) -> Tensor:
-        """y, under the name that BoTorch uses."""
-        return self.y
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Empty: one data set."""
-        return torch.Size()
-
     def set_data(self, X: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """See `Expert`; q(λ) starts from what the present q(f) says about the new points."""
-        expect_data(X, y, weights)
-        if X.dim() != 2 or (self.X is not None and X.shape[-1] != self.X.shape[-1]):
-            wanted = "d" if self.X is None else self.X.shape[-1]
-            raise ShapeError(f"`X` must have shape (n, {wanted}), without batch dimensions; got {tuple(X.shape)}.")
+        expect_one_data_set(X, y, weights, before=self.X)
         self._start = torch.ones_like(y) if self.X is None else self._certainty(self._square(X, y))
         self.X, self.y, self.weights, self._state = X, y, weights, None
-
-    def fit_step(self) -> None:
-        """Nothing: q is at its optimum whenever the bound is asked for."""
-
-    def log_marginal_likelihood(self) -> Tensor:
-        """The variational bound of log p(y | X) at the best q; differentiable once, nats."""
-        return self.evidence()
 
     def evidence(self) -> Tensor:
         """See `Expert`; its gradient is the one at fixed q, since q is at its optimum."""
@@ -163,18 +133,6 @@ class StudentTGP(LearnableModel):
         density = 0.5 * (2 * math.pi * seen).log().sum() - 0.5 * (r * (2 * math.pi * noise).log()).sum()
         constant = 0.5 * nu * (0.5 * nu).log() - (0.5 * nu).lgamma() + a.lgamma() - a * a.log() + a
         return gaussian + density + (r * (constant + a * c.log() - 0.5 * nu * c)).sum()
-
-    def jitter_needed(self) -> float:
-        """Zero: factors are of identity plus covariance."""
-        return 0.0
-
-    def marginals(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(f) at ``(m, d)`` points, ``(m,)``; not differentiable."""
-        expect_inputs(X, self.X)
-        with torch.no_grad():
-            K_new = dense_covariance(self.covar_module, X, self.X)
-            mean, variance = self._solved().latent.marginals(K_new, self.covar_module(X, diag=True))
-            return self.mean_module(X) + mean, variance
 
     def expected_log_likelihood(self, X: Tensor, y: Tensor) -> Tensor:
         """See `Expert`: the Student-t log density with E[(y - f)²] for the squared residual."""
@@ -192,18 +150,6 @@ class StudentTGP(LearnableModel):
         mean, variance = self.marginals(X)
         precision = weights * self._certainty((y - mean).square() + variance) / self.likelihood.noise.detach()
         return self._over_scales(*left_out(y, mean, variance, precision), include_noise=True)
-
-    def predictive(self, X: Tensor, *, include_noise: bool = True) -> Predictive:
-        """p(y | data) or p(f | data) at X ``(m, d)``."""
-        weights, means, variances = self.components(X, include_noise=include_noise)
-        return Predictive.mixture(weights.numpy(), means.numpy(), variances.numpy())
-
-    def latent(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """See `GaussianModel.latent`: under q(f)."""
-        expect_inputs(X, self.X)
-        K_new = dense_covariance(self.covar_module, X, self.X)
-        mean, covariance = self._solved().latent.joint(K_new, dense_covariance(self.covar_module, X, X))
-        return self.mean_module(X) + mean, covariance
 
     def new_noise(self) -> Tensor:
         """Variance of the noise, σ² ν / (ν - 2), ``(1,)``."""
@@ -232,11 +178,7 @@ class StudentTGP(LearnableModel):
         return {"certainty": self._solved().certainty}
 
     def restore_sites(self, sites: dict[str, Tensor]) -> None:
-        """Take q as it is, to the last bit, from a model with these data and parameters.
-
-        Raises:
-            ShapeError: if there isn't one factor for each training point.
-        """
+        """See `SiteModel`."""
         expect_sites(sites, ("certainty",), self.y)
         with torch.no_grad():
             self._state = self._states(self._flat_parameters())(sites["certainty"])
@@ -245,9 +187,6 @@ class StudentTGP(LearnableModel):
         """Copies and pickles find q again when needed, from where it was."""
         start = self._start if self._state is None else self._state.certainty
         return {**self.__dict__, "_state": None, "_start": start}
-
-    def _r(self) -> Tensor:
-        return torch.ones_like(self.y) if self.weights is None else self.weights
 
     def _square(self, X: Tensor, y: Tensor) -> Tensor:
         mean, variance = self.marginals(X)
@@ -258,13 +197,15 @@ class StudentTGP(LearnableModel):
         nu = self.degrees_of_freedom.detach()
         return (nu + 1) / (nu + square / self.likelihood.noise.detach())
 
+    def _latent_posterior(self) -> SitePosterior:
+        return self._solved().latent
+
     def _solved(self) -> _State:
         """q at the present parameters, found once for them by coordinate ascent."""
         with torch.no_grad():
             parameters = self._flat_parameters()
             if self._state is None or not torch.equal(self._state.parameters, parameters):
                 start = self._start if self._state is None else self._state.certainty
-                assert start is not None
                 self._state = self._solve(parameters, start)
             return self._state
 
@@ -288,9 +229,6 @@ class StudentTGP(LearnableModel):
             return _State(parameters, certainty, site_posterior(K, precision, precision * residual))
 
         return at
-
-    def _flat_parameters(self) -> Tensor:
-        return torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters()])
 
     def _over_scales(self, mean: Tensor, variance: Tensor, *, include_noise: bool) -> Components:
         if not include_noise:

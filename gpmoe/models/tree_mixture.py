@@ -21,16 +21,16 @@ from typing import Any, cast
 import gpytorch
 import torch
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
-from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ConstantMean
 from torch import Tensor
 
 from gpmoe.distributions import Predictive
-from gpmoe.errors import InputError, UnsupportedKernelError
+from gpmoe.errors import UnsupportedKernelError
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg.small_batch import Family, SmallGPs
 from gpmoe.models.exact_gp import ExactGP, expect_data
 from gpmoe.models.gaussian_model import expect_inputs
+from gpmoe.models.gaussian_noise import gaussian_noise
 from gpmoe.models.random_partitions import RandomPartitions
 
 _LEAST_WEIGHT = 1e-9  # partitions of less weight are left out of predictions
@@ -84,7 +84,7 @@ class TreeMixture(gpytorch.Module):
         )
         self.family = _family(self.covar_module)
         self.mean_module = ConstantMean().to(X)
-        self.likelihood = _likelihood(noise).to(X)
+        self.likelihood = gaussian_noise(noise).to(X)
         self.partitions = partitions
         leaves = partitions.route(X)
         self._order = torch.argsort(leaves, dim=-1, stable=True).reshape(-1)  # rows of all trees, leaf after leaf
@@ -221,15 +221,3 @@ def _family(kernel: Kernel) -> Family:
         "`kernel` must be a ScaleKernel of a MaternKernel or an RBFKernel on all inputs; got "
         f"{type(kernel).__name__}{'' if base is None else f' of {type(base).__name__}'}."
     )
-
-
-def _likelihood(noise: float | None) -> GaussianLikelihood:
-    floor = 1e-6 if noise is None else 0.0
-    likelihood = GaussianLikelihood(noise_constraint=gpytorch.constraints.GreaterThan(floor)).double()
-    if noise is None:
-        likelihood.noise = 0.1
-        return likelihood
-    if not 0 < noise < float("inf"):
-        raise InputError(f"`noise` is a variance and must be positive and finite; got {noise}.")
-    likelihood.noise = torch.tensor([noise], dtype=torch.float64)
-    return likelihood.requires_grad_(False)

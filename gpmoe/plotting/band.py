@@ -132,7 +132,7 @@ def plot_band(
         xlabel: label of the input, with its unit.
         ylabel: label of the target, with its unit.
         with_mean: whether the mean is drawn; `plot_experts` on the same axes draws it too.
-        colour: of bands and mean; `ink.GREY` leaves the colours to experts on the same axes.
+        colour: of bands and mean; "grey" leaves the colours to experts on the same axes.
 
     Returns:
         The axes drawn on.

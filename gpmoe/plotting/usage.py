@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gpmoe.distributions import Array
+from gpmoe.errors import ShapeError
 from gpmoe.plotting.ink import GREY, expert_colour, open_axes
 from gpmoe.plotting.responsibilities import checked_shares
 
@@ -47,6 +48,10 @@ def usage_curves(usage: ArrayLike) -> UsageCurves:
         >>> usage_curves([[0.5, 0.5], [1.0, 0.0]]).effective_experts
         array([2., 1.])
     """
+    if np.size(usage) == 0:
+        raise ShapeError(
+            "`usage` holds no iteration: reports of variational and hard EM of several experts keep it, others don't."
+        )
     shares = checked_shares("usage", usage)
     logs = np.log(np.where(shares > 0, shares, 1.0))
     return UsageCurves(shares, np.exp(-(shares * logs).sum(1)))

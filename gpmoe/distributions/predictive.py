@@ -19,20 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaln, erf, ndtr, ndtri, stdtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from gpmoe.errors import InputError, NonFiniteError, ShapeError
+from gpmoe.distributions.checked_parameters import finite, normalised, positive, scalar_or_vector, shaped
+from gpmoe.distributions.mixture_quantile import mixture_quantile
+from gpmoe.distributions.standard_densities import (
+    Array,
+    mean_absolute,
+    normal_log_density,
+    student_t_crps,
+    student_t_log_density,
+)
+from gpmoe.errors import InputError, ShapeError
 
 if TYPE_CHECKING:
     import torch
-
-Array: TypeAlias = NDArray[np.float64]
-
-_LOG_SQRT_2_PI = 0.5 * float(np.log(2.0 * np.pi))
 
 
 @final
@@ -84,8 +89,8 @@ class Predictive:
             >>> Predictive.gaussian([0.0, 10.0], [1.0, 4.0]).stddev
             array([1., 2.])
         """
-        locations = _finite("mean", mean, ndim=1)
-        scales2 = _positive("variance", _shaped("variance", variance, locations.shape, like="mean"))
+        locations = finite("mean", mean, ndim=1)
+        scales2 = positive("variance", shaped("variance", variance, locations.shape, like="mean"))
         return cls(np.ones((len(locations), 1)), locations[:, None], scales2[:, None])
 
     @classmethod
@@ -107,11 +112,11 @@ class Predictive:
             >>> Predictive.student_t([1.0], [2.0], 4.0).variance
             array([4.])
         """
-        locations = _finite("mean", mean, ndim=1)
-        scales2 = _positive("scale2", _shaped("scale2", scale2, locations.shape, like="mean"))
-        nu = _scalar_or_vector("degrees_of_freedom", degrees_of_freedom, len(locations))
+        locations = finite("mean", mean, ndim=1)
+        scales2 = positive("scale2", shaped("scale2", scale2, locations.shape, like="mean"))
+        nu = scalar_or_vector("degrees_of_freedom", degrees_of_freedom, len(locations))
         ones = np.ones((len(locations), 1))
-        return cls(ones, locations[:, None], scales2[:, None], _positive("degrees_of_freedom", nu))
+        return cls(ones, locations[:, None], scales2[:, None], positive("degrees_of_freedom", nu))
 
     @classmethod
     def mixture(cls, weights: ArrayLike, component_means: ArrayLike, component_variances: ArrayLike) -> Predictive:
@@ -132,10 +137,10 @@ class Predictive:
             >>> Predictive.mixture([[0.5, 0.5]], [[-3.0, 3.0]], [[1.0, 1.0]]).variance
             array([10.])
         """
-        locations = _finite("component_means", component_means, ndim=2)
-        w = _finite("weights", _shaped("weights", weights, locations.shape, like="component_means"), ndim=2)
-        scales2 = _shaped("component_variances", component_variances, locations.shape, like="component_means")
-        return cls(_normalised(w), locations, _positive("component_variances", scales2))
+        locations = finite("component_means", component_means, ndim=2)
+        w = finite("weights", shaped("weights", weights, locations.shape, like="component_means"), ndim=2)
+        scales2 = shaped("component_variances", component_variances, locations.shape, like="component_means")
+        return cls(normalised(w), locations, positive("component_variances", scales2))
 
     def __len__(self) -> int:
         return len(self._locations)
@@ -253,7 +258,7 @@ class Predictive:
     def log_prob(self, y: ArrayLike) -> Array:
         """Log density at y in nats (per unit of y), ``(n,)`` or ``(m, n)``, summed over components in log space."""
         z, nu = self._standardise(y)
-        log_density = _normal_log_density(z) if nu is None else _student_t_log_density(z, nu)
+        log_density = normal_log_density(z) if nu is None else student_t_log_density(z, nu)
         with np.errstate(divide="ignore"):
             log_weights = np.log(self._weights)
         joint: Array = log_weights + log_density - 0.5 * np.log(self._scales2)
@@ -281,9 +286,9 @@ class Predictive:
         z, nu = self._standardise(y)
         s = np.sqrt(self._scales2)
         if nu is not None:
-            score: Array = s[:, 0] * _student_t_crps(z[..., 0], self._finite_mean_degrees_of_freedom())
+            score: Array = s[:, 0] * student_t_crps(z[..., 0], self._finite_mean_degrees_of_freedom())
             return score
-        distance = (self._weights * s * _mean_absolute(z)).sum(-1)
+        distance = (self._weights * s * mean_absolute(z)).sum(-1)
         return np.asarray(distance - 0.5 * self._mean_absolute_difference())
 
     def sample(self, n: int, generator: int | np.random.Generator | torch.Generator | None = None) -> Array:
@@ -327,9 +332,9 @@ class Predictive:
             >>> Predictive.gaussian([20.0], [4.0]).affine(1.8, 32.0).mean  # Celsius to Fahrenheit
             array([68.])
         """
-        a = _finite("scale", _scalar_or_vector("scale", scale, len(self)), ndim=1)
-        b = _finite("shift", _scalar_or_vector("shift", shift, len(self)), ndim=1)
-        scales2 = self._scales2 * _positive("scale squared", a**2)[:, None]
+        a = finite("scale", scalar_or_vector("scale", scale, len(self)), ndim=1)
+        b = finite("shift", scalar_or_vector("shift", shift, len(self)), ndim=1)
+        scales2 = self._scales2 * positive("scale squared", a**2)[:, None]
         return Predictive(self._weights, a[:, None] * self._locations + b[:, None], scales2, self._degrees_of_freedom)
 
     def _gaussian_only(self, parameter: Array) -> Array:
@@ -361,7 +366,7 @@ class Predictive:
 
     def _quantile(self, q: float) -> Array:
         if self._weights.shape[1] > 1:
-            return _mixture_quantile(self._weights, self._locations, np.sqrt(self._scales2), q)
+            return mixture_quantile(self._weights, self._locations, np.sqrt(self._scales2), q)
         nu = self._degrees_of_freedom
         z = ndtri(q) if nu is None else np.sign(q - 0.5) * -stdtrit(nu, min(q, 1.0 - q))
         return np.asarray(self._locations[:, 0] + np.sqrt(self._scales2[:, 0]) * z)
@@ -372,78 +377,8 @@ class Predictive:
         for w, mu, s2 in zip(self._weights.T, self._locations.T, self._scales2.T, strict=True):
             s = np.sqrt(self._scales2 + s2[:, None])
             z = (self._locations - mu[:, None]) / s
-            total += w * (self._weights * s * _mean_absolute(z)).sum(-1)
+            total += w * (self._weights * s * mean_absolute(z)).sum(-1)
         return total
-
-
-def _normal_log_density(z: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return np.asarray(-0.5 * z**2 - _LOG_SQRT_2_PI)
-
-
-def _student_t_log_density(z: Array, nu: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return np.asarray(-betaln(0.5, 0.5 * nu) - 0.5 * np.log(nu) - 0.5 * (nu + 1) * np.log1p(z**2 / nu))
-
-
-def _mean_absolute(z: Array) -> Array:
-    """E|Z| of Z ~ N(z, 1) = 2 phi(z) + z (2 Phi(z) - 1)."""
-    return np.asarray(2.0 * np.exp(_normal_log_density(z)) + z * erf(z / np.sqrt(2.0)))
-
-
-def _student_t_crps(z: Array, nu: Array) -> Array:
-    """CRPS of the standard Student-t at z, from Jordan, Krueger & Lerch (2019), for nu > 1, ``(..., n)``."""
-    with np.errstate(over="ignore"):
-        tail = nu * np.exp(-betaln(0.5, 0.5 * nu) - 0.5 * np.log(nu) - 0.5 * (nu - 1) * np.log1p(z**2 / nu))
-    spread = np.sqrt(nu) * np.exp(betaln(0.5, nu - 0.5) - 2.0 * betaln(0.5, 0.5 * nu))
-    return np.asarray(np.abs(z) * (2.0 * stdtr(nu, np.abs(z)) - 1.0) + 2.0 * (tail - spread) / (nu - 1.0))
-
-
-def _mixture_quantile(weights: Array, means: Array, scales: Array, q: float) -> Array:
-    """Invert the cdf of Gaussian mixtures, ``(n, k)`` to ``(n,)``, by Newton's method kept inside a bracket.
-
-    The q-quantiles of the components bracket that of the mixture. A Newton step that leaves the bracket or is
-    more than half as long as the step before gives way to bisection.
-
-    Source: Press et al. (2007), Numerical Recipes, 3rd ed., sec. 9.4 (rtsafe).
-    """
-    if q > 0.5:  # the lower tail of the mirrored mixture keeps the digits that 1 - cdf would lose
-        return -_mixture_quantile(weights, -means, scales, 1.0 - q)
-    present = weights > 0
-    ends = means + scales * ndtri(q)
-    lower = np.where(present, ends, np.inf).min(-1)
-    upper = np.where(present, ends, -np.inf).max(-1)
-    finest = 1e-13 * np.where(present, scales, np.inf).min(-1)
-    x: Array = 0.5 * (lower + upper)
-    step: Array = upper - lower
-    active = np.arange(len(means))
-    while active.size:
-        i = active
-        excess, density, rounding = _cdf_excess(x[i], weights[i], means[i], scales[i], q)
-        lower[i] = np.where(excess < 0, x[i], lower[i])
-        upper[i] = np.where(excess > 0, x[i], upper[i])
-        newton = x[i] - excess / np.maximum(density, np.finfo(np.float64).tiny)
-        usable = (newton > lower[i]) & (newton < upper[i]) & (2.0 * np.abs(newton - x[i]) <= np.abs(step[i]))
-        new = np.where(usable, newton, 0.5 * (lower[i] + upper[i]))
-        step[i], x[i] = new - x[i], np.where(np.abs(excess) <= rounding, x[i], new)
-        done = (np.abs(excess) <= rounding) | (np.abs(step[i]) <= finest[i] + 4.0 * np.spacing(np.abs(new)))
-        active = i[~done]
-    return x
-
-
-def _cdf_excess(x: Array, weights: Array, means: Array, scales: Array, q: float) -> tuple[Array, Array, Array]:
-    """cdf(x) - q, the density, and the rounding error of the first, each ``(n,)``.
-
-    Components below x count as their weight less their upper tail, so that nothing cancels where the cdf is flat.
-    """
-    z = (x[:, None] - means) / scales
-    above = z > 0
-    tails = weights * ndtr(-np.abs(z))
-    offset = (weights * above).sum(-1) - q
-    excess = offset + np.where(above, -tails, tails).sum(-1)
-    density = (weights / scales * np.exp(_normal_log_density(z))).sum(-1)
-    rounding = 4.0 * np.finfo(np.float64).eps * (np.abs(offset) + tails.sum(-1))
-    return np.asarray(excess), np.asarray(density), np.asarray(rounding)
 
 
 def _numpy_generator(generator: int | np.random.Generator | torch.Generator | None) -> np.random.Generator:
@@ -457,51 +392,3 @@ def _numpy_generator(generator: int | np.random.Generator | torch.Generator | No
             f"got {type(generator).__name__}."
         )
     return np.random.default_rng(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-
-
-def _finite(name: str, values: ArrayLike, *, ndim: int) -> Array:
-    """A float64 copy of ``values`` with ``ndim`` dimensions and every entry finite."""
-    array = np.array(values, dtype=np.float64)
-    if array.ndim != ndim:
-        raise ShapeError(f"`{name}` must have shape {'(n,)' if ndim == 1 else '(n, k)'}; got {array.shape}.")
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        raise NonFiniteError(f"`{name}` must be finite; {_place(bad[0])} is {array[tuple(bad[0])]}.")
-    return array
-
-
-def _shaped(name: str, values: ArrayLike, shape: tuple[int, ...], *, like: str) -> Array:
-    array = np.array(values, dtype=np.float64)
-    if array.shape != shape:
-        raise ShapeError(f"`{name}` must have shape {shape}, as `{like}` has; got {array.shape}.")
-    return array
-
-
-def _scalar_or_vector(name: str, values: ArrayLike, n: int) -> Array:
-    array = np.array(values, dtype=np.float64)
-    if array.shape not in ((), (n,)):
-        raise ShapeError(f"`{name}` must be a scalar or have shape ({n},); got {array.shape}.")
-    return np.array(np.broadcast_to(array, (n,)))
-
-
-def _positive(name: str, array: Array) -> Array:
-    bad = np.argwhere(~((array > 0) & np.isfinite(array)))
-    if len(bad):
-        raise InputError(f"`{name}` must be positive and finite; {_place(bad[0])} is {array[tuple(bad[0])]}.")
-    return array
-
-
-def _normalised(weights: Array) -> Array:
-    """Weights with rows that sum to one exactly, from rows that do so within 1e-6."""
-    negative = np.argwhere(weights < 0)
-    if len(negative):
-        raise InputError(f"`weights` must not be negative; {_place(negative[0])} is {weights[tuple(negative[0])]}.")
-    total = weights.sum(-1, keepdims=True)
-    bad = np.flatnonzero(np.abs(total - 1.0) > 1e-6)
-    if len(bad):
-        raise InputError(f"each row of `weights` must sum to 1 within 1e-6; row {bad[0]} sums to {total[bad[0], 0]}.")
-    return np.asarray(weights / total)
-
-
-def _place(index: NDArray[np.intp]) -> str:
-    return f"row {index[0]}" if len(index) == 1 else f"row {index[0]}, component {index[1]}"

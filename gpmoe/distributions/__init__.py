@@ -1,0 +1,6 @@
+"""What every prediction is."""
+
+from gpmoe.distributions.predictive import Predictive
+from gpmoe.distributions.standard_densities import Array
+
+__all__ = ["Array", "Predictive"]
