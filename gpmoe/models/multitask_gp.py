@@ -340,7 +340,7 @@ class MultitaskGP(LearnableModel):
         if bool((tasks != X[..., -1]).any()) or bool(((tasks < 0) | (tasks >= self.n_tasks)).any()):
             raise InputError(
                 f"the last column of `X` must be a task, 0 to {self.n_tasks - 1}; got values from "
-                f"{float(X[..., -1].min())} to {float(X[..., -1].max())}."
+                f"{float(X[..., -1].detach().min())} to {float(X[..., -1].detach().max())}."
             )
         return tasks
 
