@@ -29,7 +29,7 @@ JURA, FX, WEATHER, WINDOW, EEG = "jura", "fx", "weather2013", "weather2013, days
 PROBLEMS = (JURA, FX, EEG, WINDOW, WEATHER)
 BARS = {JURA: 0.46, FX: 0.21, WEATHER: 0.11, WINDOW: 0.11}
 RANKS = {INDEPENDENT: (1, 0), INTRINSIC: (1, 2), LINEAR: (2, 2)}  # components and rank
-CANDIDATES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2))
+CANDIDATES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3))
 
 
 # --- problems ----------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_independent_tasks_are_single_gps() -> None:
         alone = ExactGP(X[known], Y[known, t], noise=number(gp.noise()[t]), kernel=Scaled(gp, t))
         alone.mean_module.initialize(constant=number(gp.constants[t]))
         total += number(alone.log_marginal_likelihood())
-    assert number(gp.log_marginal_likelihood()) == pytest.approx(total, abs=1e-9)
+    assert number(gp.log_marginal_likelihood()) == pytest.approx(total, abs=1e-6)
 
 
 class Scaled(Kernel):
@@ -187,7 +187,7 @@ def test_a_fit_finds_what_one_task_tells_of_another() -> None:
     gp = MultitaskGP(x, Y)
     before = number(gp.log_marginal_likelihood())
     report = fit(gp)
-    assert report.solver.startswith("filter")
+    assert report.solver.startswith(("filter", "complement"))
     assert report.objective_trace[-1] > before
     rows = torch.cat([x[15:25], torch.ones(10, 1, dtype=torch.float64)], -1)
     mean, variance = gp.marginals(rows)
@@ -212,6 +212,8 @@ def test_the_cheapest_way_is_chosen_and_said() -> None:
     assert plan_tasks(300, 4, 1190, n_components=1).method == "complement"
     assert plan_tasks(300, 4, 200, n_components=1).method == "dense"
     assert plan_tasks(5000, 4, 19000, n_components=2, orders=(3, 3)).method == "filter"
+    assert plan_tasks(5000, 4, 19000, n_components=2, orders=(3, 3)).prediction == "filter"
+    assert str(plan_tasks(500, 4, 1900, n_components=2, orders=(3, 3))).startswith("filter, predictions dense")
     assert "1190 of 1200 cells" in str(plan_tasks(300, 4, 1190, n_components=2))
     X, Y = table(n=20)
     assert MultitaskGP(X, Y, kernels=[RBFKernel()]).plan.method in ("complement", "dense")

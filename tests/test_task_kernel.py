@@ -93,7 +93,7 @@ def test_experts_of_a_mixture_take_several_tasks() -> None:
 
     gate = MultiGate([SoftmaxGate(2, 1), SoftmaxGate(2, 1)], column=1)
     moe = MixtureOfExperts(X_train, y, experts=[expert(), expert()], gate=gate)
-    report = fit_mixture(moe, n_restarts=2, seed=0, max_iterations=20)
+    report = fit_mixture(moe, n_restarts=2, seed=0)
     trace = torch.tensor(report.objective_trace)
     assert bool((trace.diff() > -1e-6 * trace.abs().max()).all())
     predictive = moe.predictive(X[~kept])
