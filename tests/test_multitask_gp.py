@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gpmoe.errors import InputError, NonFiniteError, ShapeError
 from gpmoe.inference import fit
-from gpmoe.models import ExactGP
 from gpmoe.kernels.coregionalisation import FreeCoregionalisation, OutlierTaskGate, task_relevance
+from gpmoe.models import ExactGP
 from gpmoe.models.multitask_gp import MultitaskGP, default_kernels, pairwise_correlation, plan_tasks
 
 NOT_A_NUMBER = float("nan")
@@ -70,7 +70,14 @@ def new_rows(gp: MultitaskGP) -> Tensor:
     return torch.cat([x, tasks.repeat(3).unsqueeze(-1)], -1)
 
 
-WAYS = [("eigenbasis", 1, 0), ("complement", 1, 5), ("dense", 1, 5), ("filter", 1, 5), ("dense", 2, 5), ("filter", 3, 5)]
+WAYS = [
+    ("eigenbasis", 1, 0),
+    ("complement", 1, 5),
+    ("dense", 1, 5),
+    ("filter", 1, 5),
+    ("dense", 2, 5),
+    ("filter", 3, 5),
+]
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: f"{way[0]}-{way[1]}")
@@ -199,7 +206,8 @@ def test_rows_at_one_input_and_single_rows_are_ordinary() -> None:
     X, Y = table(n=4, missing=0)
     X[1], Y[2] = X[0], NOT_A_NUMBER
     values = [
-        number(MultitaskGP(X, Y, method=method).log_marginal_likelihood()) for method in ("complement", "dense", "filter")
+        number(MultitaskGP(X, Y, method=method).log_marginal_likelihood())
+        for method in ("complement", "dense", "filter")
     ]
     assert values == pytest.approx([values[0]] * 3, abs=1e-8)
     alone = MultitaskGP(X[:1], Y[:1, :1], rank=1)
@@ -219,7 +227,7 @@ def test_the_cheapest_way_is_chosen_and_said() -> None:
     assert MultitaskGP(X, Y, kernels=[RBFKernel()]).plan.method in ("complement", "dense")
     assert MultitaskGP(X, Y, kernels=[MaternKernel(nu=0.5)], method="filter").orders == (1,)
     for wrong in ("cholesky", "eigenbasis"):
-        with pytest.raises(InputError, match="method|does not fit"):
+        with pytest.raises(InputError, match=r"method|does not fit"):
             MultitaskGP(X, Y, method=wrong)
 
 
@@ -242,7 +250,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_a_correlation_over_common_rows_is_positive_semidefinite() -> None:
-    X, Y = table(n=40, T=4, missing=60)
+    _, Y = table(n=40, T=4, missing=60)
     R = pairwise_correlation(Y)
     assert torch.allclose(R.diagonal(), torch.ones(4, dtype=torch.float64))
     assert bool((torch.linalg.eigvalsh(R) > 0).all())

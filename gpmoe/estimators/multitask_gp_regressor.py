@@ -24,9 +24,9 @@ from gpmoe.estimators.probabilistic_regressor import set_tensors, tensors_of
 from gpmoe.estimators.task_targets import TaskScaling, checked_task_targets, expect_each_task
 from gpmoe.inference.fit import fit
 from gpmoe.inference.report import FitReport
+from gpmoe.kernels.coregionalisation import Coregionalisation, OutlierTaskGate
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
-from gpmoe.kernels.coregionalisation import Coregionalisation, OutlierTaskGate
 from gpmoe.models.multitask_gp import MultitaskGP, default_kernels, pairwise_correlation
 
 

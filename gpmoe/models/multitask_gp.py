@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gpmoe.errors import InputError, NonFiniteError, ShapeError
+from gpmoe.kernels.coregionalisation import Coregionalisation, FreeCoregionalisation
 from gpmoe.kernels.dimension_scaled import dimension_scaled_matern
 from gpmoe.linalg import lapack
 from gpmoe.linalg.compiler import AVAILABLE
@@ -43,13 +44,12 @@ from gpmoe.linalg.factorisation import Workspace
 from gpmoe.linalg.latent_kronecker import LatentKronecker
 from gpmoe.linalg.latent_kronecker import plan as plan_grid
 from gpmoe.linalg.stationary import dense_covariance
-from gpmoe.kernels.coregionalisation import Coregionalisation, FreeCoregionalisation
 from gpmoe.models.exact_gp import evaluating
 from gpmoe.models.gaussian_model import ConditionedGP, LearnableModel, expect_inputs
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 _BLOCK = 2**22  # entries of a block of covariances with new points: 32 MB in float64
-_FILTER_COST = 400.0  # operations of a factorisation that take as long as one entry of a filter's state, per row
+_FILTER_COST = 150.0  # operations of a factorisation that take as long as one entry of a filter's state, per row
 _COLUMNS = 100  # right-hand sides that predictions are reckoned to have
 _LEAST_NOISE = 1e-6
 
