@@ -29,7 +29,9 @@ JURA, FX, WEATHER, WINDOW, EEG = "jura", "fx", "weather2013", "weather2013, days
 PROBLEMS = (JURA, FX, EEG, WINDOW, WEATHER)
 BARS = {JURA: 0.46, FX: 0.21, WEATHER: 0.11, WINDOW: 0.11}
 RANKS = {INDEPENDENT: (1, 0), INTRINSIC: (1, 2), LINEAR: (2, 2)}  # components and rank
-CANDIDATES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2))
+CANDIDATES = ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3))
+
+_ROUNDING = 1e-6  # of times in days; stamps are 1/288 apart
 
 
 # --- problems ----------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ def jura() -> Problem:
 
 
 def fx() -> Problem:
-    """CAD on days 50-100, JPY on 100-150 and AUD on 150-200 (counted from 1), from thirteen rates against the dollar."""
+    """CAD on days 50-100, JPY on 100-150 and AUD on 150-200 (counted from 1), of thirteen dollar rates."""
     table = np.loadtxt(DATA / "fx" / "fx2007-processed.csv", delimiter=",")
     hidden = np.zeros(table.shape, dtype=bool)
     for column, first in ((3, 50), (5, 100), (8, 150)):
@@ -86,11 +88,11 @@ def weather(first: float = 0.0) -> Problem:
     files = [loadmat(DATA / "weather2013" / f"{name}.mat") for name in ("bra", "cam", "chi", "sot")]
     x = files[0]["x"].astype(float)
     Y = np.stack([file["y"][:, 3].astype(float) for file in files], axis=1)
-    kept = x[:, 0] >= first
+    kept = x[:, 0] >= first - _ROUNDING
     x, Y = x[kept], np.where(Y == -1, np.nan, Y)[kept]
     hidden = np.zeros(Y.shape, dtype=bool)
     for column, start, end in ((1, 10.2, 10.8), (2, 13.5, 14.2)):
-        hidden[:, column] = (x[:, 0] >= start) & (x[:, 0] <= end)
+        hidden[:, column] = (x[:, 0] >= start - _ROUNDING) & (x[:, 0] <= end + _ROUNDING)
     return Problem(x, Y, hidden & ~np.isnan(Y))
 
 
@@ -160,8 +162,6 @@ def fit_by_evidence(problem: Problem) -> Fitted:
 class GPyTorchHadamard:
     """GPyTorch's Hadamard multitask example: Matérn-5/2 of the input times an IndexKernel of rank two, Adam."""
 
-    remarks: Figures = {"solver": "GPyTorch, Cholesky"}
-
     def __init__(self, problem: Problem) -> None:
         import gpytorch
         import torch
@@ -185,6 +185,7 @@ class GPyTorchHadamard:
                 covariance = self.covar_module(x).mul(self.task_covar_module(t))
                 return gpytorch.distributions.MultivariateNormal(self.mean_module(x), covariance)
 
+        self.remarks = {"solver": "GPyTorch, Cholesky"}
         torch.manual_seed(0)
         self.likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
         self.model = Model(self.likelihood).double()

@@ -17,6 +17,11 @@ from gpmoe.models import ExactGP, MixtureOfExperts
 from gpmoe.models.multitask_gp import MultitaskGP
 
 
+def number(value: Tensor) -> float:
+    """A 0-dimensional tensor as a number, without its gradient."""
+    return float(value.detach())
+
+
 def make_kernel(T: int = 3, seed: int = 0) -> TaskKernel:
     kernel = TaskKernel(MaternKernel(nu=2.5), FreeCoregionalisation(T, rank=2)).double()
     generator = torch.Generator().manual_seed(seed)
@@ -36,7 +41,7 @@ def test_the_covariance_is_that_of_a_double_loop() -> None:
     for i, a in enumerate(X):
         for j, b in enumerate(X):
             k = kernel.base_kernel(a[None, :-1], b[None, :-1]).to_dense()[0, 0]
-            assert float(K[i, j]) == pytest.approx(float(k * B[int(a[-1]), int(b[-1])]))
+            assert number(K[i, j]) == pytest.approx(number(k * B[int(a[-1]), int(b[-1])]))
     assert torch.allclose(kernel(X, diag=True), K.diagonal())
     assert torch.allclose(kernel(torch.stack([X, X.flip(0)])).to_dense()[1], K.flip(0, 1))
     assert bool((torch.linalg.eigvalsh(K) > -1e-10).all())
@@ -64,7 +69,7 @@ def test_an_exact_gp_with_it_is_the_intrinsic_model() -> None:
     many.constants.data[:] = 0.3
     one = ExactGP(many.X, many.y, kernel=kernel, noise=0.2)
     one.mean_module.initialize(constant=0.3)
-    assert float(one.log_marginal_likelihood()) == pytest.approx(float(many.log_marginal_likelihood()))
+    assert number(one.log_marginal_likelihood()) == pytest.approx(number(many.log_marginal_likelihood()))
     for found, expected in zip(one.marginals(rows()), many.marginals(rows()), strict=True):
         assert torch.allclose(found, expected)
 
@@ -88,9 +93,9 @@ def test_experts_of_a_mixture_take_several_tasks() -> None:
 
     gate = MultiGate([SoftmaxGate(2, 1), SoftmaxGate(2, 1)], column=1)
     moe = MixtureOfExperts(X_train, y, experts=[expert(), expert()], gate=gate)
-    report = fit_mixture(moe, n_restarts=2, seed=0, max_iterations=20)
+    report = fit_mixture(moe, n_restarts=2, seed=0)
     trace = torch.tensor(report.objective_trace)
     assert bool((trace.diff() > -1e-6 * trace.abs().max()).all())
     predictive = moe.predictive(X[~kept])
     error = torch.from_numpy(predictive.mean) - truth[hidden, 1]
-    assert float(error.square().mean().sqrt()) < 0.25
+    assert number(error.square().mean().sqrt()) < 0.25

@@ -42,7 +42,8 @@ class MultitaskGPRegressor(RegressorMixin, BaseEstimator):
         kernels: a GPyTorch kernel for each component, for inputs of unit variance (for inputs as they are with
             ``scale=None``), without a scale of its own; copied, never changed. None for Matérn-5/2 with a lengthscale
             per input.
-        n_components: how many kernels, that is, scales of length or time, where none are given.
+        n_components: how many kernels, that is, scales of length or time, where none are given. Two had the larger
+            marginal likelihood on soil, weather and EEG tables; one is cheaper, with Kronecker algebra.
         tasks: "free" for B_q = W W' + diag(v); "outlier" for one gate a task that tells outlying tasks from the rest,
             see `kernels.coregionalisation.OutlierTaskGate`, whose rank is three.
         noise: noise variances in units of y squared, a number or one for each task; None learns them.

@@ -65,7 +65,7 @@ class FreeCoregionalisation(Coregionalisation):
         self.register_constraint("raw_own_variance", Positive())
         if rank:
             zero, one = (torch.tensor(number, dtype=torch.float64) for number in (0.0, 1.0))
-            self.register_prior("mixing_prior", NormalPrior(zero, one), "mixing")
+            self.register_prior("mixing_prior", NormalPrior(zero, one), _mixing)
 
     @property
     def own_variance(self) -> Tensor:
@@ -123,7 +123,7 @@ class OutlierTaskGate(Coregionalisation):
         self.raw_own_variance = Parameter(torch.zeros(n_tasks, dtype=torch.float64))
         for name in ("raw_variances", "raw_own_variance"):
             self.register_constraint(name, Positive())
-        self.register_prior("gate_logits_prior", NormalPrior(zero, zero + 2.0), "gate_logits")
+        self.register_prior("gate_logits_prior", NormalPrior(zero, zero + 2.0), _gate_logits)
 
     @property
     def variances(self) -> Tensor:
@@ -208,6 +208,17 @@ def task_relevance(B: Tensor, target: int, *, penalty: float = 0.1, sweeps: int 
         if bool((weights - before).abs().max() <= 10 * torch.finfo(B.dtype).eps):
             break
     return weights
+
+
+# What priors are on, as functions of the module's own file: a prior's closure travels in pickles.
+
+
+def _mixing(module: FreeCoregionalisation) -> Tensor:
+    return module.mixing
+
+
+def _gate_logits(module: OutlierTaskGate) -> Tensor:
+    return module.gate_logits
 
 
 def _constrained(module: gpytorch.Module, name: str) -> Tensor:

@@ -55,8 +55,6 @@ class TaskKernel(Kernel):
 def _tasks(x: Tensor, n_tasks: int) -> Tensor:
     tasks = x[..., -1].detach().long()
     if bool(((tasks < 0) | (tasks >= n_tasks) | (tasks != x[..., -1])).any()):
-        raise InputError(
-            f"the last column must be a task, 0 to {n_tasks - 1}; got values from {float(x[..., -1].min())} to "
-            f"{float(x[..., -1].max())}."
-        )
+        lowest, highest = (float(end) for end in x[..., -1].detach().aminmax())
+        raise InputError(f"the last column must be a task, 0 to {n_tasks - 1}; got values from {lowest} to {highest}.")
     return torch.as_tensor(tasks)

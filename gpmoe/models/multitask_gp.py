@@ -49,7 +49,8 @@ from gpmoe.models.gaussian_model import ConditionedGP, LearnableModel, expect_in
 from gpmoe.shapes import expect_finite, expect_floating, expect_shape
 
 _BLOCK = 2**22  # entries of a block of covariances with new points: 32 MB in float64
-_FILTER_COST = 400.0  # operations of a factorisation that take as long as one entry of a filter's state, per row
+_FILTER_COST = 150.0  # operations of a factorisation that take as long as one entry of a filter's state, per row
+_COLUMNS = 100  # right-hand sides that predictions are reckoned to have
 _LEAST_NOISE = 1e-6
 
 TaskMethod = Literal["eigenbasis", "complement", "dense", "filter"]
@@ -74,16 +75,20 @@ class TaskPlan:
     Attributes:
         method: "eigenbasis" (Kronecker, complete tables of the intrinsic model), "complement" (latent Kronecker, few
             missing cells of the intrinsic model), "dense", or "filter" (Matérn kernels of one input).
+        prediction: how predictions are solved: as the likelihood, but by a dense factor beside the filter where that
+            costs less than filtering a hundred right-hand sides.
         flops: of each way that could be taken, for one likelihood and gradient.
         reason: in words.
     """
 
     method: TaskMethod
+    prediction: TaskMethod
     flops: dict[str, float]
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.method} ({self.reason})"
+        later = "" if self.prediction == self.method else f", predictions {self.prediction}"
+        return f"{self.method}{later} ({self.reason})"
 
 
 def plan_tasks(
@@ -121,8 +126,10 @@ def plan_tasks(
             "and missing cells, 'filter' isotropic Matérn kernels of one input on the CPU, with Numba installed."
         )
     best = min(flops, key=lambda name: flops[name]) if method == "auto" else method
+    factor = method == "auto" and best == "filter" and flops["dense"] < _COLUMNS * flops["filter"]
     of = "every cell" if observed == n * n_tasks else f"{observed} of {n * n_tasks} cells"
-    return TaskPlan(cast(TaskMethod, best), flops, f"{of}, components: {n_components}")
+    later = "dense" if factor else best
+    return TaskPlan(cast(TaskMethod, best), cast(TaskMethod, later), flops, f"{of}, components: {n_components}")
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,7 @@ class MultitaskGP(LearnableModel):
 
     def _factorise(self) -> TaskSolver:
         B, noise = self.coregionalisation(), self.noise()
-        if self.plan.method == "filter":
+        if self.plan.prediction == "filter":
             time, task, orders = self._in_time()
             return CoregionalisedFilter(time, task, B, self._rates(), noise, orders)
         K = [dense_covariance(kernel, self.sites, self.sites) for kernel in self.kernels]
@@ -340,7 +347,7 @@ class MultitaskGP(LearnableModel):
         if bool((tasks != X[..., -1]).any()) or bool(((tasks < 0) | (tasks >= self.n_tasks)).any()):
             raise InputError(
                 f"the last column of `X` must be a task, 0 to {self.n_tasks - 1}; got values from "
-                f"{float(X[..., -1].min())} to {float(X[..., -1].max())}."
+                f"{float(X[..., -1].detach().min())} to {float(X[..., -1].detach().max())}."
             )
         return tasks
 
