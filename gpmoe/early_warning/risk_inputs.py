@@ -112,16 +112,13 @@ class RiskInputs:
         else:
             posterior = self.adapter.posterior(batch, joint=keys is not None)
             prior = self.adapter.coregionalisation.sum(0).diagonal()
-            mean = posterior.mean if keys is None else self._drawn(posterior, batch, keys, seed)
+            mean = posterior.mean
+            if keys is not None:
+                timescale = float(self.adapter.timescales.detach().max())
+                mean = _drawn(posterior, batch, self.n_channels, timescale, keys, seed)
             variance, log_likelihood = posterior.variance, posterior.log_marginal_likelihood.sum()
         static = torch.from_numpy(series.static[series.grid_owner])
         return self.assembled(mean, variance, prior, history, static, batch.grid), log_likelihood
-
-    def _drawn(self, posterior: ChannelPosterior, batch: SeriesBatch, keys: Tensor, seed: int) -> Tensor:
-        assert self.adapter is not None
-        timescale = float(self.adapter.timescales.detach().max())
-        noise = smooth_noise(batch, self.n_channels, n_draws=1, timescale=timescale, keys=keys, seed=seed)
-        return posterior.draw(noise).squeeze(0)
 
     def assembled(
         self,
@@ -148,13 +145,28 @@ class RiskInputs:
         steps = (time / self.step).unsqueeze(-1)
         made = {
             "mean": lambda: [mean],
-            "variance": lambda: [variance / prior],
+            "variance": lambda: [_ratio(variance, prior)],
             "age": lambda: [torch.log1p(history.time_since_last / self.step)],
             "measured": lambda: [history.count.clamp_max(1.0), history.measured],
             "static": lambda: [static.nan_to_num(), known.to(time)],
             "clock": lambda: [steps / _LONGEST_CLOCK, steps.clamp_min(0.0).log1p() / np.log1p(_LONGEST_CLOCK)],
         }
         return torch.cat([column for part in self.parts for column in made[part]()], -1)
+
+
+def _drawn(
+    posterior: ChannelPosterior, batch: SeriesBatch, n_channels: int, timescale: float, keys: Tensor, seed: int
+) -> Tensor:
+    """One draw of all channels, smooth over the longest time scale, ``(G, M)``."""
+    noise = smooth_noise(batch, n_channels, n_draws=1, timescale=timescale, keys=keys, seed=seed)
+    return posterior.draw(noise).squeeze(0)
+
+
+def _ratio(variance: Tensor | None, prior: Tensor | None) -> Tensor:
+    """What is left of the prior variance."""
+    if variance is None or prior is None:
+        raise InputError("the input 'variance' needs the adapter's variances.")
+    return variance / prior
 
 
 def batch_of(series: RaggedSeries) -> SeriesBatch:

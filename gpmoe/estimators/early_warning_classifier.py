@@ -106,6 +106,7 @@ class EarlyWarningClassifier(SeriesClassifier):
     """
 
     networks_: list[RiskNetwork]
+    trees_: list[BoostedTrees]
 
     def __init__(
         self,
@@ -230,7 +231,8 @@ class EarlyWarningClassifier(SeriesClassifier):
     def _train_seeded(
         self, network: RiskNetwork, scaled: RaggedSeries, held: RaggedSeries, seed: int
     ) -> dict[str, Any]:
-        joint = self.adapter_ is not None and self.learn_adapter == "joint"
+        adapter = self.adapter_ if self.learn_adapter == "joint" else None
+        joint = adapter is not None
         reader, targets, held_targets = self._reader(), self._loss_targets(scaled), self._loss_targets(held)
         lengths = np.diff(scaled.grid_offsets)
         keys = torch.arange(len(scaled)) if self.n_draws else None
@@ -252,10 +254,9 @@ class EarlyWarningClassifier(SeriesClassifier):
                     x, likelihood = reader.with_likelihood(
                         some, None if keys is None else keys[torch.from_numpy(rows)], seed + epoch_seed[0]
                     )
-                if joint:
-                    assert self.adapter_ is not None
+                if adapter is not None:
                     measured = max(1, len(some.time))
-                    prior = self.adapter_.log_prior() / max(1, len(scaled.time))
+                    prior = adapter.log_prior() / max(1, len(scaled.time))
                     extra = -_JOINT_WEIGHT * (likelihood / measured + prior)
             x, mask = padded(x.to(torch.float32), lengths[rows])
             event, _ = padded(targets.event[places], lengths[rows])
@@ -267,8 +268,8 @@ class EarlyWarningClassifier(SeriesClassifier):
             return float(loss(logits, held_targets)) / max(1.0, float(held_targets.weight.sum()))
 
         parameters = list(network.parameters())
-        if joint and self.adapter_ is not None:
-            parameters += list(self.adapter_.parameters())
+        if adapter is not None:
+            parameters += list(adapter.parameters())
         training = Training(
             self.max_epochs, self.batch_size, self.learning_rate, self.weight_decay, self.patience,
             _print_epoch if self.verbose else None,
@@ -281,7 +282,8 @@ class EarlyWarningClassifier(SeriesClassifier):
         if self.head == "class":
             labels = self._targets(series)
             return class_targets(labels, self._weight(labels))
-        assert self.horizon is not None
+        if self.horizon is None:
+            raise InputError("head='hazard' needs a `horizon`.")
         owner = series.grid_owner
         event, censoring = _ends(series)
         made = hazard_targets(series.grid_times, event[owner], censoring[owner], self.horizon, self.n_bins, 1.0)

@@ -86,7 +86,7 @@ class SeriesClassifier(BaseEstimator):
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted estimator to one file, which `gpmoe.load` reads."""
         check_is_fitted(self, "channel_names_")
-        io.save(self, path)  # type: ignore[arg-type]
+        io.save(self, path)
 
     @abstractmethod
     def _fit(self, training: RaggedSeries, validation: RaggedSeries, seed: int) -> None:

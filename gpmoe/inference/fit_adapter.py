@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from gpmoe.errors import InputError
-from gpmoe.inference.fit_stochastic import _gained, _share
+from gpmoe.inference.minibatches import SETTLED, falling_steps, late_gain
 from gpmoe.inference.report import FitReport, warn_about
 from gpmoe.linalg.compiler import AVAILABLE
 from gpmoe.linalg.series_batch import SeriesBatch
 from gpmoe.models.mgp_adapter import MaternFamily, MGPAdapter
 
-_SETTLED = 0.01  # nats an observation that the last tenth of the epochs may still have gained
 _NOISE_SHARE, _MIXED_SHARE = 0.2, 0.1  # of a channel's mean square, at the start
 
 
@@ -127,7 +126,7 @@ def fit_adapter(
     generator.seed() if seed is None else generator.manual_seed(seed)
     wanted = [parameter for parameter in adapter.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(wanted, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: _share(epoch, epochs))
+    (schedule,) = falling_steps([optimiser], epochs)
     trace, count = [], len(batch)
     with torch.enable_grad():
         for _ in range(epochs):
@@ -143,12 +142,12 @@ def fit_adapter(
             trace.append(sum(values) / len(values))
     with torch.no_grad():
         final = float(adapter.log_marginal_likelihood(batch).sum() + adapter.log_prior())
-    gained = _gained(trace) / len(batch.time)
+    gained = late_gain(trace) / len(batch.time)
     report = FitReport(
         objective_trace=tuple(trace),
         iterations=epochs * -(-count // batch_size),
         evaluations=epochs * -(-count // batch_size),
-        converged=gained < _SETTLED,
+        converged=gained < SETTLED,
         reason=f"{epochs} epochs; the last tenth gained {gained:.2g} nats an observation",
         jitter=0.0,
         seconds=time.perf_counter() - began,
