@@ -86,15 +86,19 @@ class RiskStream:
             InputError: for an unknown channel, or a time before one already seen or scored.
             NonFiniteError: for a time or a value that is not finite.
         """
-        if channel not in self._channels:
-            raise InputError(f"`channel` must be one of the {len(self._channels)} of training; got {channel!r}.")
-        if not (np.isfinite(time) and np.isfinite(value)):
-            raise NonFiniteError(f"`time` and `value` must be finite; got {time} and {value} for series {id!r}.")
+        self.check(id, time, channel, value)
         if id not in self._series:
             self.admit(id)
         index = self._channels[channel]
         scaled = float(self._scaling.values([index], [value])[0])
         self._series[id].update(time, index, scaled)
+
+    def check(self, id: Hashable, time: float, channel: str, value: float) -> None:
+        """Raise what `update` would, but for lateness, and change nothing."""
+        if channel not in self._channels:
+            raise InputError(f"`channel` must be one of the {len(self._channels)} of training; got {channel!r}.")
+        if not (np.isfinite(time) and np.isfinite(value)):
+            raise NonFiniteError(f"`time` and `value` must be finite; got {time} and {value} for series {id!r}.")
 
     def score(self, id: Hashable, time: float) -> NDArray[np.float64]:
         """The risk at the series' next grid time, ``(tasks,)``; the network moves on by one step.
