@@ -235,11 +235,11 @@ def _series(
     from gpmoe.early_warning.horizon_labels import horizon_labels
     from gpmoe.early_warning.regular_grid import regular_grid
 
+    columns = [layout.id, layout.time, layout.channel, layout.value]
     frames = [
-        None if path is None else _read(path, delimiter, wanted, text=(layout.id, layout.channel))
-        for path, wanted in ((measurements, [layout.id, layout.time, layout.channel, layout.value]), (grid, [layout.id, layout.time]),
-                             (outcomes, [layout.id]))
-    ]  # fmt: skip
+        None if path is None else _read(path, delimiter, columns[:n], text=(layout.id, layout.channel))
+        for path, n in ((measurements, 4), (grid, 2), (outcomes, 1))
+    ]
     with _in_words_of_options(measurements):
         series = RaggedSeries.from_table(
             frames[0], id=layout.id, time=layout.time, channel=layout.channel, value=layout.value,

@@ -12,6 +12,7 @@ from gpmoe.early_warning.risk_inputs import RiskInputs
 from gpmoe.early_warning.risk_network import RiskNetwork, risk
 from gpmoe.early_warning.scaling import SeriesScaling
 from gpmoe.errors import InputError, NonFiniteError
+from gpmoe.models.channel_posterior import ChannelPosterior
 from gpmoe.models.measurement_history import MeasurementHistory
 from gpmoe.models.streaming_mgp import StreamingMGP
 
@@ -108,6 +109,34 @@ class RiskStream:
         """
         return self._known(id).score(time)
 
+    def look(self, id: Hashable, time: float) -> tuple[Tensor, ChannelPosterior | None, list[Any]]:
+        """What `score` would read at a time, changing nothing.
+
+        Returns:
+            Inputs of the networks ``(1, width)``, the posterior of the scaled channels (None without the Gaussian
+            process), and the state of each network, which is not to be changed.
+
+        Raises:
+            InputError: as `score`.
+        """
+        known = self._known(id)
+        return *known.inputs(time), known.states
+
+    @property
+    def reader(self) -> RiskInputs:
+        """What makes the inputs."""
+        return self._reader
+
+    @property
+    def networks(self) -> list[RiskNetwork]:
+        """Whose logits are averaged."""
+        return self._networks
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """M names."""
+        return tuple(self._channels)
+
     def run(
         self, observations: Iterable[Observation | tuple[Hashable, float, str, float]], every: float
     ) -> Iterator[tuple[Hashable, float, NDArray[np.float64]]]:
@@ -137,10 +166,21 @@ class RiskStream:
                 known.next_step += 1
             self.update(id, time, channel, value)
 
+    def probabilities(self, logits: list[Tensor]) -> NDArray[np.float64]:
+        """Calibrated risks ``(r, tasks)`` of the logits of each network ``(r, bins, tasks)``."""
+        found: NDArray[np.float64] = self._calibrate(risk(torch.stack(logits).mean(0).double()).numpy())
+        return found
+
     def _known(self, id: Hashable) -> "_Series":
         if id not in self._series:
             raise InputError(f"series {id!r} is unknown; `admit` it or give it an observation first.")
         return self._series[id]
+
+
+def stepped(network: RiskNetwork, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Logits ``(r, bins, tasks)`` of one grid time's inputs ``(r, width)``, and the body's state after it."""
+    hidden, after = network.body.forward_step(x, state)  # type: ignore[operator]
+    return network.head(hidden.unsqueeze(1)).squeeze(1).unflatten(-1, (-1, network.tasks)), after
 
 
 class _Series:
@@ -171,6 +211,17 @@ class _Series:
 
     @torch.no_grad()
     def score(self, time: float) -> NDArray[np.float64]:
+        x, _ = self.inputs(time)
+        logits = []
+        for i, network in enumerate(self.stream._networks):
+            out, self.states[i] = stepped(network, x, self.states[i])
+            logits.append(out)
+        self.count.zero_()
+        self.scored = time
+        return self.stream.probabilities(logits)[0]
+
+    def inputs(self, time: float) -> tuple[Tensor, ChannelPosterior | None]:
+        """What the networks read at a time ``(1, width)``, and the posterior of the scaled channels."""
         if not np.isfinite(time) or time <= self.scored or time < self.seen:
             raise InputError(
                 f"`time` must be after the last scored ({self.scored}) and not before the last observation "
@@ -181,18 +232,7 @@ class _Series:
         origin = torch.where(measured, self.latest, torch.as_tensor(self.first, dtype=torch.float64))
         since = (time - origin).clamp_min(0.0).nan_to_num(posinf=0.0)
         history = MeasurementHistory(since, measured.double(), self.count)
-        mean, variance = self.values, None
-        if self.filter is not None:
-            posterior = self.filter.posterior([0], [time])
-            mean, variance = posterior.mean, posterior.variance
+        posterior = None if self.filter is None else self.filter.posterior([0], [time])
+        mean, variance = (self.values, None) if posterior is None else (posterior.mean, posterior.variance)
         at = torch.tensor([time], dtype=torch.float64)
-        x = reader.assembled(mean, variance, stream._prior, history, self.static, at).float()
-        logits = []
-        for i, network in enumerate(stream._networks):
-            hidden, self.states[i] = network.body.forward_step(x, self.states[i])  # type: ignore[operator]
-            logits.append(network.head(hidden.unsqueeze(1)).squeeze(1).unflatten(-1, (-1, network.tasks)))
-        self.count.zero_()
-        self.scored = time
-        found = risk(torch.stack(logits).mean(0).double()).numpy()
-        calibrated: NDArray[np.float64] = stream._calibrate(found)[0]
-        return calibrated
+        return reader.assembled(mean, variance, stream._prior, history, self.static, at).float(), posterior
