@@ -8,7 +8,7 @@ train, promise, test = (simulate_stays(n, model=law, seed=seed).series for seed,
 print(train)
 
 # %% fit: a multi-task Gaussian process fills the gaps from the past alone, a causal network reads it
-from gpmoe import EarlyWarningClassifier
+from gpmoe.estimators.early_warning_classifier import EarlyWarningClassifier
 
 model = EarlyWarningClassifier("tcn", hidden=32, n_blocks=3, max_epochs=15, random_state=0).fit(train)
 risk = model.predict_proba(test)

@@ -152,6 +152,6 @@ def test_a_report_without_both_classes_is_refused(model, series: RaggedSeries, t
     with pytest.raises(InputError, match="needs labels"):
         report_numbers(model, RaggedSeries(**{**vars(series), "labels": None, "label_per": None}))
     quiet = series[np.isinf(series.event_time)]
-    with pytest.raises(InputError, match="positive and negative"):
+    with pytest.raises(InputError, match="positive and negative labels; got only 0"):
         report(model, quiet, tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []

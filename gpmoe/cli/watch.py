@@ -294,7 +294,7 @@ def _split(series: "RaggedSeries", fraction: float, seed: int) -> tuple["RaggedS
     test = np.zeros(len(series), dtype=bool)
     for kind in (True, False):
         group = order[positive[order] == kind]
-        if len(group) < 4:
+        if len(group) < 4 and (kind or len(group)):
             raise InputError(
                 f"{len(group)} series are {'positive' if kind else 'negative'}; at least 4 of each kind are needed to "
                 "fit and to score. Check the labels, or bring more series."

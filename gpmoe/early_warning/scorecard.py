@@ -82,8 +82,8 @@ def series_score(series: RaggedSeries, risk: Array) -> Array:
 
 
 def has_events(series: RaggedSeries) -> bool:
-    """Whether some series have an event time and some have none."""
-    return series.event_time is not None and 0 < int(np.isfinite(series.event_time).sum()) < len(series)
+    """Whether there are event times, and an event among them."""
+    return series.event_time is not None and bool(np.isfinite(series.event_time).any())
 
 
 def crossed_utility(

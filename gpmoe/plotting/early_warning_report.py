@@ -138,11 +138,11 @@ def report_numbers(
     if series.labels is None or series.labels.ndim != 1:
         raise InputError("a report needs labels of one task; pass `labels` when making the series.")
     series = series[np.diff(series.grid_offsets) > 0]
-    found = np.unique(series.series_labels[~np.isnan(series.series_labels)])
+    found = np.unique(series.labels[~np.isnan(series.labels)])
     if len(found) < 2:
         raise InputError(
-            f"a report needs positive and negative series; all {len(series)} that have grid times have the label "
-            f"{'NaN' if not len(found) else f'{found[0]:g}'}. Bring labelled series of both kinds."
+            f"a report needs positive and negative labels; got {'none' if not len(found) else f'only {found[0]:g}'} "
+            f"among {len(series)} series with grid times. Bring labelled series of both kinds."
         )
     risk = model.predict_proba(series)
     scores = {"model": risk, "clock": series.grid_times}
@@ -182,24 +182,20 @@ def _examples(
     else:
         found = np.bincount(series.grid_owner, raised, minlength=len(series)) > 0
     warned, missed = positive[found[positive]], positive[~found[positive]]
-    middle = warned[np.argsort(score[warned], kind="stable")]
-    shown = []
-    if len(middle):
-        shown.append(
-            ("Warned in time: of the series with a true alarm, the one of median risk", middle[len(middle) // 2])
-        )
-    if len(missed):
-        shown.append(("Missed: of the positive series without a true alarm, the one of least risk",
-                      missed[np.argmin(score[missed])]))  # fmt: skip
-    else:
-        shown.append(("Positive: of all positive series, the one of least risk", positive[np.argmin(score[positive])]))
-    shown.append(
-        ("Highest risk without cause: the negative series of largest risk", negative[np.argmax(score[negative])])
+    rules = (
+        ("Warned in time: of the series with a true alarm, the one of median risk", warned, 0.5),
+        ("Missed: of the positive series without a true alarm, the one of least risk", missed, 0.0),
+        ("The highest risk without cause: of the negative series", negative, 1.0),
+        ("Quiet: the negative series of median risk", negative, 0.5),
+        ("The positive series of least risk", positive, 0.0),
+        ("The positive series of largest risk", positive, 1.0),
     )
-    if len(shown) < 3:
-        shown.append(("Quiet: the negative series of median risk",
-                      negative[np.argsort(score[negative], kind="stable")[len(negative) // 2]]))  # fmt: skip
-    return [(words, int(i)) for words, i in shown]
+    shown: dict[int, str] = {}
+    for words, group, level in rules:
+        if len(group) and len(shown) < 3:
+            order = group[np.argsort(score[group], kind="stable")]
+            shown.setdefault(int(order[round(level * (len(order) - 1))]), words)
+    return [(words, i) for i, words in shown.items()]
 
 
 def _page(
@@ -260,7 +256,7 @@ def _score_table(scores: dict[str, Scorecard]) -> str:
 def _alarm_section(rows: list[AlarmRow], unit: str, window: DetectionWindow) -> list[str]:
     if not rows:
         return [
-            "<p>These series have no event times, or all have an event, so that alarms can't be judged as true or "
+            "<p>These series have no event times, so that alarms can't be judged as true or "
             "false. Give <code>event_time</code> to see the table.</p>"
         ]
     heads = ["score", "threshold", "series alarmed", "events detected", "precision", "false per true alarm",

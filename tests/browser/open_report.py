@@ -20,7 +20,7 @@ CHECK = """
 window.addEventListener("load", () => {
   const found = {
     pictures: [...document.images].map(image => [image.alt, image.naturalWidth]),
-    fetched: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
+    fetched: performance.getEntriesByType("resource").map(each => each.name).filter(name => !name.startsWith("data:")),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     tables: [...document.querySelectorAll("table")].map(table => table.innerText),
     heading: document.querySelector("h1").innerText,
