@@ -13,6 +13,7 @@ from gpmoe.early_warning.risk_inputs import RiskInputs
 from gpmoe.early_warning.risk_network import RiskNetwork, risk
 from gpmoe.early_warning.scaling import SeriesScaling
 from gpmoe.errors import InputError, NonFiniteError
+from gpmoe.models.channel_posterior import ChannelPosterior
 from gpmoe.models.measurement_history import MeasurementHistory
 from gpmoe.models.streaming_mgp import StreamingMGP
 
@@ -89,15 +90,19 @@ class RiskStream:
             InputError: for an unknown channel, or a time before one already seen or scored.
             NonFiniteError: for a time or a value that is not finite.
         """
-        if channel not in self._channels:
-            raise InputError(f"`channel` must be one of the {len(self._channels)} of training; got {channel!r}.")
-        if not (np.isfinite(time) and np.isfinite(value)):
-            raise NonFiniteError(f"`time` and `value` must be finite; got {time} and {value} for series {id!r}.")
+        self.check(id, time, channel, value)
         if id not in self._series:
             self.admit(id)
         index = self._channels[channel]
         scaled = float(self._scaling.values([index], [value])[0])
         self._series[id].update(time, index, scaled, float(value))
+
+    def check(self, id: Hashable, time: float, channel: str, value: float) -> None:
+        """Raise what `update` would, but for lateness, and change nothing."""
+        if channel not in self._channels:
+            raise InputError(f"`channel` must be one of the {len(self._channels)} of training; got {channel!r}.")
+        if not (np.isfinite(time) and np.isfinite(value)):
+            raise NonFiniteError(f"`time` and `value` must be finite; got {time} and {value} for series {id!r}.")
 
     def score(self, id: Hashable, time: float) -> NDArray[np.float64]:
         """The risk at the series' next grid time, ``(tasks,)``; the network moves on by one step.
@@ -107,12 +112,43 @@ class RiskStream:
         """
         return self._known(id).score(time)
 
+    def look(self, id: Hashable, time: float) -> tuple[Tensor, ChannelPosterior | None, list[Any]]:
+        """What `score` would read at a time, changing nothing.
+
+        Returns:
+            Inputs of the networks ``(1, width)``, the posterior of the scaled channels (None without the Gaussian
+            process), and the state of each network, which is not to be changed.
+
+        Raises:
+            InputError: as `score`.
+        """
+        known = self._known(id)
+        if self._trees:
+            raise InputError("network='trees' has no state to look at. Fit a 'tcn' or a 'gru'.")
+        return *known.inputs(time), known.states
+
+    @property
+    def reader(self) -> RiskInputs:
+        """What makes the inputs."""
+        return self._reader
+
+    @property
+    def networks(self) -> list[RiskNetwork]:
+        """Whose logits are averaged."""
+        return self._networks
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """M names."""
+        return tuple(self._channels)
+
     def run(
         self, observations: Iterable[Observation | tuple[Hashable, float, str, float]], every: float
     ) -> Iterator[tuple[Hashable, float, NDArray[np.float64]]]:
         """Scores at the grid 0, every, 2 every, ... of each series, each as soon as it is certain.
 
-        A grid time is scored when the first observation beyond it comes; `finish` scores what is left.
+        A grid time is scored when the first observation beyond it comes; `early_warning.alarm_stream` also ends a
+        series.
 
         Args:
             observations: (id, time, channel, value), within a series in order of time.
@@ -136,10 +172,21 @@ class RiskStream:
                 known.next_step += 1
             self.update(id, time, channel, value)
 
+    def probabilities(self, logits: list[Tensor]) -> NDArray[np.float64]:
+        """Calibrated risks ``(r, tasks)`` of the logits of each network ``(r, bins, tasks)``."""
+        found: NDArray[np.float64] = self._calibrate(risk(torch.stack(logits).mean(0).double()).numpy())
+        return found
+
     def _known(self, id: Hashable) -> "_Series":
         if id not in self._series:
             raise InputError(f"series {id!r} is unknown; `admit` it or give it an observation first.")
         return self._series[id]
+
+
+def stepped(network: RiskNetwork, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Logits ``(r, bins, tasks)`` of one grid time's inputs ``(r, width)``, and the body's state after it."""
+    hidden, after = network.body.forward_step(x, state)  # type: ignore[operator]
+    return network.head(hidden.unsqueeze(1)).squeeze(1).unflatten(-1, (-1, network.tasks)), after
 
 
 class _Series:
@@ -174,6 +221,23 @@ class _Series:
 
     @torch.no_grad()
     def score(self, time: float) -> NDArray[np.float64]:
+        x, _ = self.inputs(time)
+        self.count.zero_()
+        self.scored = time
+        stream = self.stream
+        if self.hand is not None:
+            row = np.concatenate([x.numpy(), self.hand.features(time, self.raw_static)], axis=1)
+            risks = np.column_stack([each.predict(row) for each in stream._trees])
+            found: NDArray[np.float64] = stream._calibrate(risks)[0]
+            return found
+        logits = []
+        for i, network in enumerate(stream._networks):
+            out, self.states[i] = stepped(network, x, self.states[i])
+            logits.append(out)
+        return stream.probabilities(logits)[0]
+
+    def inputs(self, time: float) -> tuple[Tensor, ChannelPosterior | None]:
+        """What the networks read at a time ``(1, width)``, and the posterior of the scaled channels."""
         if not np.isfinite(time) or time <= self.scored or time < self.seen:
             raise InputError(
                 f"`time` must be after the last scored ({self.scored}) and not before the last observation "
@@ -184,23 +248,7 @@ class _Series:
         origin = torch.where(measured, self.latest, torch.as_tensor(self.first, dtype=torch.float64))
         since = (time - origin).clamp_min(0.0).nan_to_num(posinf=0.0)
         history = MeasurementHistory(since, measured.double(), self.count)
-        mean, variance = self.values, None
-        if self.filter is not None:
-            posterior = self.filter.posterior([0], [time])
-            mean, variance = posterior.mean, posterior.variance
+        posterior = None if self.filter is None else self.filter.posterior([0], [time])
+        mean, variance = (self.values, None) if posterior is None else (posterior.mean, posterior.variance)
         at = torch.tensor([time], dtype=torch.float64)
-        x = reader.assembled(mean, variance, stream._prior, history, self.static, at).float()
-        self.count.zero_()
-        self.scored = time
-        if self.hand is not None:
-            row = np.concatenate([x.numpy(), self.hand.features(time, self.raw_static)], axis=1)
-            return self._calibrated(np.column_stack([each.predict(row) for each in stream._trees]))
-        logits = []
-        for i, network in enumerate(stream._networks):
-            hidden, self.states[i] = network.body.forward_step(x, self.states[i])  # type: ignore[operator]
-            logits.append(network.head(hidden.unsqueeze(1)).squeeze(1).unflatten(-1, (-1, network.tasks)))
-        return self._calibrated(risk(torch.stack(logits).mean(0).double()).numpy())
-
-    def _calibrated(self, risks: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = self.stream._calibrate(risks)[0]
-        return found
+        return reader.assembled(mean, variance, stream._prior, history, self.static, at).float(), posterior
