@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gpmoe.early_warning.boosted_trees import BoostedTrees
 from gpmoe.early_warning.hand_features import HandState

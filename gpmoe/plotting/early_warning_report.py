@@ -135,10 +135,11 @@ def report_numbers(
     Raises:
         InputError: as `report`.
     """
-    if series.labels is None or series.labels.ndim != 1:
-        raise InputError("a report needs labels of one task; pass `labels` when making the series.")
     series = series[np.diff(series.grid_offsets) > 0]
-    found = np.unique(series.labels[~np.isnan(series.labels)])
+    labels = series.labels
+    if labels is None or labels.ndim != 1:
+        raise InputError("a report needs labels of one task; pass `labels` when making the series.")
+    found = np.unique(labels[~np.isnan(labels)])
     if len(found) < 2:
         raise InputError(
             f"a report needs positive and negative labels; got {'none' if not len(found) else f'only {found[0]:g}'} "
@@ -159,7 +160,7 @@ def report_numbers(
     return ReportNumbers(
         len(series), series.n_channels, len(series.grid_times), int((series.series_labels > 0).sum()),
         {name: scorecard(series, score, bootstrap=bootstrap) for name, score in scores.items()},
-        {name: ranking_curves(score, series.labels) for name, score in judged.items()},
+        {name: ranking_curves(score, labels) for name, score in judged.items()},
         reliability(series, judged["model"], bootstrap=bootstrap), rows, examples,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_POINTS = 400
-_STYLES = ({"color": BLUE, "linewidth": 1.8}, {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 2))})
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": BLUE, "linewidth": 1.8},
+    {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 2))},
+)
 
 
 @dataclass(frozen=True, eq=False)

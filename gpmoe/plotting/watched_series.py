@@ -109,11 +109,11 @@ def watched_series(
         shown.append(
             WatchedChannel(name, series.time[rows], series.value[rows], at, mean[:, c], lower[..., c], upper[..., c])
         )
-    draws = np.zeros((0, 0))
+    low = high = at[:0]
     if _has_process(model):
-        draws = np.quantile(model.predict_risk_draws(series, _DRAWS), [0.05, 0.95], axis=0)
+        low, high = np.quantile(model.predict_risk_draws(series, _DRAWS), [0.05, 0.95], axis=0)
     return WatchedSeries(
-        str(series.ids[0]), tuple(shown), series.grid_times, risk, *(draws if len(draws) else (at[:0], at[:0])),
+        str(series.ids[0]), tuple(shown), series.grid_times, risk, low, high,
         policy.threshold, alarm_time, float("inf") if series.event_time is None else float(series.event_time[0]),
     )  # fmt: skip
 
