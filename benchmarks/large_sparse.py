@@ -250,10 +250,10 @@ def gpytorch_bound(n: int, p: int, d: int) -> Run:
 
 
 def gpmoe_minibatch(n: int, p: int, d: int) -> Run:
-    from gpmoe.inference.fit_stochastic import _optimisers
+    from gpmoe.inference.minibatches import optimisers_of
 
     gp = gpmoe_stochastic(simulated(n, p, d))
-    optimisers, rows = _optimisers(gp, NATURAL_STEP, LEARNING_RATE), torch.arange(BATCH)
+    optimisers, rows = optimisers_of(gp, NATURAL_STEP, LEARNING_RATE), torch.arange(BATCH)
 
     def step() -> None:
         gp.zero_grad()

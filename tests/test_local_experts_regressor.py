@@ -183,8 +183,7 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["gpmoe.inference.fit_local_experts"], "_LEARNED_FROM", 500)
     monkeypatch.setattr(sys.modules["gpmoe.inference.fit_local_experts"], "_PILOT", 100)
     monkeypatch.setattr("gpmoe.inference.fit_from_file._SAMPLE", 2000)
-    for module in ("inference.fit_from_file", "estimators.local_experts_regressor"):
-        monkeypatch.setattr(f"gpmoe.{module}._BLOCK", 2000)
+    monkeypatch.setattr("gpmoe.data.row_blocks._ROWS", 2000)
     monkeypatch.setattr("gpmoe.inference.fit_from_file._CELL", 4000)
 
     def blocks(count: int):

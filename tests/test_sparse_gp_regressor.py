@@ -173,7 +173,7 @@ def test_data_at_the_edge_give_finite_answers(inference: str, case: str) -> None
     ("arguments", "error", "text"),
     [
         ({"inference": "exact"}, InputError, "'collapsed' or 'stochastic'"),
-        ({"n_inducing": 0}, InputError, "`n_inducing` must be positive"),
+        ({"n_inducing": 0}, InputError, "`n_inducing` must be a whole number of at least 1; got 0"),
         ({"noise": -1.0}, InputError, "must be positive"),
         ({"noise": [0.1, 0.2]}, ShapeError, r"shape \(120,\)"),
         ({"scale": "log"}, InputError, "`scale`"),
