@@ -433,8 +433,8 @@ def _matern_orders(kernels: torch.nn.ModuleList, X: Tensor) -> tuple[int, ...] |
     """ν + ½ of each kernel if all are such as the filter takes: plain Matérn of one input, float64 on the CPU."""
     fits = AVAILABLE and X.shape[-1] == 1 and X.dtype == torch.float64 and X.device.type == "cpu"
     known = {0.5: 1, 1.5: 2, 2.5: 3}
-    plain = [k for k in kernels if type(k) is MaternKernel and not k.batch_shape]
-    orders = [known[float(k.nu)] for k in plain if float(k.nu) in known]
+    plain: list[Any] = [k for k in kernels if type(k) is MaternKernel and not k.batch_shape]
+    orders = [known[k.nu] for k in plain if k.nu in known]
     return tuple(orders) if fits and len(orders) == len(kernels) else None
 
 
