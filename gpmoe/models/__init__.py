@@ -16,6 +16,7 @@ from gpmoe.models.measurement_value import rank_measurements, variance_reduction
 from gpmoe.models.mgp_adapter import MGPAdapter
 from gpmoe.models.mixture_of_experts import MixtureOfExperts
 from gpmoe.models.mixture_posterior import MixturePosterior
+from gpmoe.models.multitask_gp import MultitaskGP
 from gpmoe.models.null_expert import NullExpert
 from gpmoe.models.sparse_gp import SparseGP
 from gpmoe.models.sparse_mixture_of_experts import SparseMixtureOfExperts
@@ -40,6 +41,7 @@ __all__ = [
     "MeasurementHistory",
     "MixtureOfExperts",
     "MixturePosterior",
+    "MultitaskGP",
     "NullExpert",
     "SparseGP",
     "SparseMixtureOfExperts",

@@ -432,10 +432,10 @@ def pairwise_correlation(Y: Tensor) -> Tensor:
 def _matern_orders(kernels: torch.nn.ModuleList, X: Tensor) -> tuple[int, ...] | None:
     """ν + ½ of each kernel if all are such as the filter takes: plain Matérn of one input, float64 on the CPU."""
     fits = AVAILABLE and X.shape[-1] == 1 and X.dtype == torch.float64 and X.device.type == "cpu"
-    matern = [k for k in kernels if type(k) is MaternKernel and k.nu in (0.5, 1.5, 2.5) and not k.batch_shape]
-    return (
-        tuple(round(float(cast(float, k.nu)) + 0.5) for k in matern) if fits and len(matern) == len(kernels) else None
-    )
+    known = {0.5: 1, 1.5: 2, 2.5: 3}
+    plain: list[Any] = [k for k in kernels if type(k) is MaternKernel and not k.batch_shape]
+    orders = [known[k.nu] for k in plain if k.nu in known]
+    return tuple(orders) if fits and len(orders) == len(kernels) else None
 
 
 def _likelihood(noise: float | Tensor | None, T: int) -> GaussianLikelihood:
