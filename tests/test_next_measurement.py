@@ -56,7 +56,9 @@ def test_of_a_curved_function_is_that_of_nested_monte_carlo() -> None:
 def test_of_a_channel_that_tells_nothing_is_nought() -> None:
     P = torch.diag(torch.tensor([1.0, 1.0], dtype=torch.float64))
     noise = torch.full((2,), 0.1, dtype=torch.float64)
-    _, _, shares = values_of_measurements(lambda f: torch.sigmoid(f[:, 0]).numpy(), torch.zeros(2), P, noise, 9, 64)
+    _, _, shares = values_of_measurements(
+        lambda f: torch.sigmoid(f[:, 0]).numpy(), torch.zeros(2, dtype=torch.float64), P, noise, 9, 64
+    )
     assert shares[1] < 1e-12
     _, variance, shares = values_of_measurements(lambda f: np.full(len(f), 0.5), torch.zeros(2), P, noise, 9, 64)
     assert (variance, shares.tolist()) == (0.0, [0.0, 0.0])

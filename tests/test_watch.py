@@ -106,10 +106,12 @@ def test_score_writes_a_risk_for_each_time(folder: Path) -> None:
 
 
 def test_a_stream_says_what_the_table_says(folder: Path, monkeypatch, capsys) -> None:
-    words = ["--outcomes", "outcomes.csv", "--threshold", "0.3", "--out", "r.parquet"]
-    assert main(["watch", "score", "m.gpmoe", "measurements.csv", *words]) == 0
+    words = ["--outcomes", "outcomes.csv", "--out", "r.parquet", "--threshold"]
+    assert main(["watch", "score", "m.gpmoe", "measurements.csv", *words, "0.3"]) == 0
+    threshold = str(pl.read_parquet("r.parquet")["risk"].quantile(0.8))
+    assert main(["watch", "score", "m.gpmoe", "measurements.csv", *words, threshold]) == 0
     table = pl.read_parquet("r.parquet").sort("id", "time")
-    found = pl.DataFrame(streamed(lines_of("measurements.csv"), monkeypatch, capsys, "--threshold", "0.3"))
+    found = pl.DataFrame(streamed(lines_of("measurements.csv"), monkeypatch, capsys, "--threshold", threshold))
     found = found.sort("id", "time")
     assert found["time"].to_list() == table["time"].to_list()
     np.testing.assert_allclose(found["risk"], table["risk"], atol=1e-6)

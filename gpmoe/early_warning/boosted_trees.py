@@ -29,9 +29,9 @@ class BoostedTrees:
             and value, ``(nodes, 7)``.
 
     Example:
-        >>> X = np.arange(200.0)[:, None]
-        >>> trees = BoostedTrees.grow(X, (X[:, 0] > 99).astype(float), max_iter=20, seed=0)
-        >>> bool(trees.predict(np.array([[3.0], [190.0]], dtype=np.float32)).argmax())
+        >>> X = np.arange(2000.0)[:, None]
+        >>> trees = BoostedTrees.grow(X, (X[:, 0] > 999).astype(float), max_iter=20, seed=0)
+        >>> bool(trees.predict(np.array([[3.0], [1900.0]], dtype=np.float32)).argmax())
         True
     """
 

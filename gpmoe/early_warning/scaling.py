@@ -90,10 +90,11 @@ class SeriesScaling:
         return series.with_values(self.values(series.channel, series.value), self.static(series.static))
 
     def _mapped(self, index: NDArray[np.int64], value: Array, knots: Array, scores: Array) -> Array:
+        index, value = np.broadcast_arrays(index, value)
         if self.kind == "standard":
             slope = (scores[:, 1] - scores[:, 0]) / (knots[:, 1] - knots[:, 0])
             return scores[index, 0] + (value - knots[index, 0]) * slope[index]
-        out = np.empty(len(value))
+        out = np.empty(value.shape)
         for column in np.unique(index):
             rows = index == column
             out[rows] = np.interp(value[rows], knots[column], scores[column])

@@ -3,7 +3,7 @@
 from gpmoe.models.channel_posterior import ChannelPosterior, smooth_noise
 from gpmoe.models.conditioned_mixture import ConditionedMixture
 from gpmoe.models.exact_gp import ExactGP
-from gpmoe.models.expert_kinds import EXPERTS, make_expert
+from gpmoe.models.expert_kinds import make_expert
 from gpmoe.models.gaussian_model import ConditionedGP
 from gpmoe.models.heteroscedastic_gp import HeteroscedasticGP
 from gpmoe.models.inducing_points import greedy_inducing_points, kmeans_inducing_points
@@ -27,7 +27,6 @@ from gpmoe.models.tree_mixture import TreeMixture
 from gpmoe.models.vecchia_gp import VecchiaGP
 
 __all__ = [
-    "EXPERTS",
     "ChannelPosterior",
     "ConditionedGP",
     "ConditionedMixture",
