@@ -60,7 +60,7 @@ def test_of_a_channel_that_tells_nothing_is_nought() -> None:
         lambda f: torch.sigmoid(f[:, 0]).numpy(), torch.zeros(2, dtype=torch.float64), P, noise, 9, 64
     )
     assert shares[1] < 1e-12
-    _, variance, shares = values_of_measurements(lambda f: np.full(len(f), 0.5), torch.zeros(2), P, noise, 9, 64)
+    _, variance, shares = values_of_measurements(lambda f: np.full(len(f), 0.5), 0 * noise, P, noise, 9, 64)
     assert (variance, shares.tolist()) == (0.0, [0.0, 0.0])
 
 

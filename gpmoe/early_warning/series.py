@@ -382,14 +382,15 @@ class RaggedSeries:
         Raises:
             InputError, ShapeError, NonFiniteError: as `from_arrays`.
         """
-        if labels is None and self.label_per == "series":
-            labels = self.labels
-        return RaggedSeries.from_arrays(
+        made = RaggedSeries.from_arrays(
             self.time, self.channel, self.value, self.offsets, channel_names=self.channel_names,
             grid_times=grid_times, grid_offsets=grid_offsets, labels=labels, static=self.static,
             static_names=self.static_names, event_time=self.event_time, censoring_time=self.censoring_time,
             ids=self.ids,
         )  # fmt: skip
+        if labels is None and self.label_per == "series":  # also where there are as many grid times as series
+            return RaggedSeries(**{**vars(made), "labels": self.labels, "label_per": "series"})
+        return made
 
     def with_values(self, value: ArrayLike, static: ArrayLike | None = None) -> "RaggedSeries":
         """The same series with other values ``(n,)``, such as scaled ones, and other static covariates ``(N, s)``.
