@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-browser lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/gpmoe demo
@@ -11,6 +11,10 @@ demo: $(STAMP)
 # One process a core, and one thread in each: pools of threads that share cores wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# Opens a report in headless Chromium, which `make test` does without.
+test-browser: $(STAMP)
+	$(BIN)/python tests/browser/open_report.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

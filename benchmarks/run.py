@@ -11,7 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import harness, machine, tables
 
-SUITES = ("likelihood", "prediction", "fit", "accuracy", "large_covariance", "mixtures", "gpu")
+SUITES = (
+    "likelihood", "prediction", "fit", "accuracy", "large_covariance", "mixtures", "adapter", "multitask",
+    "early_warning", "gpu",
+)  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:

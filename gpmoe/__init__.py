@@ -4,23 +4,29 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpmoe.early_warning import RaggedSeries
     from gpmoe.estimators import (
+        EarlyWarningClassifier,
         GPRegressor,
         GridGPRegressor,
         LocalExpertsRegressor,
         MixtureOfExpertsClassifier,
         MixtureOfExpertsRegressor,
+        MultitaskGPRegressor,
         SparseGPRegressor,
         TreeMixtureRegressor,
     )
     from gpmoe.io import load
 
 __all__ = [
+    "EarlyWarningClassifier",
     "GPRegressor",
     "GridGPRegressor",
     "LocalExpertsRegressor",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
+    "MultitaskGPRegressor",
+    "RaggedSeries",
     "SparseGPRegressor",
     "TreeMixtureRegressor",
     "__version__",
@@ -29,11 +35,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "EarlyWarningClassifier": "gpmoe.estimators",
     "GPRegressor": "gpmoe.estimators",
     "GridGPRegressor": "gpmoe.estimators",
     "LocalExpertsRegressor": "gpmoe.estimators",
     "MixtureOfExpertsClassifier": "gpmoe.estimators",
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
+    "MultitaskGPRegressor": "gpmoe.estimators",
+    "RaggedSeries": "gpmoe.early_warning",
     "SparseGPRegressor": "gpmoe.estimators",
     "TreeMixtureRegressor": "gpmoe.estimators",
     "load": "gpmoe.io",
@@ -41,8 +50,10 @@ _HOMES = {
 _SUBMODULES = {
     "data",
     "distributions",
+    "early_warning",
     "errors",
     "estimators",
+    "features",
     "gates",
     "inference",
     "io",

@@ -32,11 +32,13 @@ _MISFITS = (
     GPMoEError,
 )
 _LOADABLE = {  # classes that a file may name, and where they live
+    "EarlyWarningClassifier": "gpmoe.estimators.early_warning_classifier",
     "GPRegressor": "gpmoe.estimators.gp_regressor",
     "GridGPRegressor": "gpmoe.estimators.grid_gp_regressor",
     "LocalExpertsRegressor": "gpmoe.estimators.local_experts_regressor",
     "MixtureOfExpertsClassifier": "gpmoe.estimators.mixture_of_experts_classifier",
     "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",
+    "MultitaskGPRegressor": "gpmoe.estimators.multitask_gp_regressor",
     "SparseGPRegressor": "gpmoe.estimators.sparse_gp_regressor",
     "TreeMixtureRegressor": "gpmoe.estimators.tree_mixture_regressor",
 }

@@ -5,7 +5,7 @@ A row is named by its place among the data rows, counted from 1: the header does
 
 import csv
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,13 @@ class TableSchema:
             raise FileFormatError("the model file's table description is damaged. Fit the model again.") from error
 
 
-def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
+def read_table(path: Path, delimiter: str | None = None, text: Collection[str] = ()) -> pl.DataFrame:
     """Read a CSV, TSV or Parquet file: columns of numbers as float64, others as they are.
 
     Args:
         path: file ending in ``.parquet``, or text with a header line.
         delimiter: of a text file, ``\\t`` for a tab; by default a tab for ``.tsv`` and a comma otherwise.
+        text: columns that hold names, such as 007, even where they look like numbers.
 
     Raises:
         InputError: if there is no such file, or its rows or header can't be read as a table.
@@ -156,10 +157,11 @@ def read_table(path: Path, delimiter: str | None = None) -> pl.DataFrame:
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'no file'}. Give the path of a table.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty. It needs a header line and rows below it.")
-    frame = _read_parquet(path) if path.suffix == ".parquet" else _read_text(path, delimiter)
+    frame = _read_parquet(path) if path.suffix == ".parquet" else _read_text(path, delimiter, text)
     if frame.height == 0:
         raise InputError(f"{path} has a header but no rows. Add rows below the header.")
-    return frame.with_columns(pl.selectors.float().fill_nan(None))
+    frame = frame.with_columns(pl.selectors.float().fill_nan(None))
+    return frame.with_columns(pl.col(name).cast(pl.String) for name in text if name in frame.columns)
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
@@ -177,7 +179,7 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         raise InputError(f"{path} is not a Parquet file that can be read: {_first_line(error)}") from error
 
 
-def _read_text(path: Path, delimiter: str | None) -> pl.DataFrame:
+def _read_text(path: Path, delimiter: str | None, text: Collection[str]) -> pl.DataFrame:
     tab = delimiter == r"\t" or (delimiter is None and path.suffix == ".tsv")
     separator = "\t" if tab else "," if delimiter is None else delimiter
     if len(separator.encode()) != 1 or separator in '"\r\n':
@@ -188,7 +190,7 @@ def _read_text(path: Path, delimiter: str | None) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path} can't be read as a table: {_ragged_row(path, separator, error)}") from error
     frame.columns = names
-    return frame.select(_typed(series) for series in frame)
+    return frame.select(_typed(series, series.name in text) for series in frame)
 
 
 def _header(path: Path, separator: str) -> list[str]:
@@ -221,10 +223,12 @@ def _ragged_row(path: Path, separator: str, error: Exception) -> str:
     return _first_line(error)
 
 
-def _typed(series: pl.Series) -> pl.Series:
-    """A text column as numbers where every value that is there reads as one, else as stripped text."""
+def _typed(series: pl.Series, names: bool) -> pl.Series:
+    """A text column as numbers where every value that is there reads as one, else as stripped text; names as text."""
     stripped = series.str.strip_chars()
     text = stripped.set(stripped.is_in(_MISSING), None)
+    if names:
+        return text
     numbers = text.cast(pl.Float64, strict=False)
     return numbers if numbers.null_count() == text.null_count() and text.null_count() < len(text) else text
 

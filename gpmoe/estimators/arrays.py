@@ -141,8 +141,8 @@ class Scaling:
             return cls(np.zeros(X.shape[1]), np.ones(X.shape[1]), 0.0, 1.0)
         if kind != "standardise":
             raise InputError(f"`scale` must be 'standardise' or None; got {kind!r}.")
-        X_shift, X_scale = _center_and_spread(X)
-        y_shift, y_scale = _center_and_spread(y[:, None])
+        X_shift, X_scale = center_and_spread(X)
+        y_shift, y_scale = center_and_spread(y[:, None])
         return cls(X_shift, X_scale, float(y_shift[0]), float(y_scale[0]))
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Scaling:
         return predictive.affine(self.y_scale, self.y_shift)
 
 
-def _center_and_spread(values: Array) -> tuple[Array, Array]:
+def center_and_spread(values: Array) -> tuple[Array, Array]:
     """Mean and standard deviation of each column, without overflow; 1 where a column varies by rounding alone."""
     size = np.abs(values).max(axis=0)
     size = np.where(size > 0, size, 1.0)

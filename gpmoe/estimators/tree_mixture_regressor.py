@@ -44,6 +44,7 @@ class TreeMixtureRegressor(ProbabilisticRegressor):
 
     Example:
         >>> from gpmoe.estimators.tree_mixture_regressor import TreeMixtureRegressor
+        >>> import numpy as np
         >>> X = np.linspace(0, 1, 60).reshape(-1, 1)
         >>> y = 1 + (X[:, 0] > 0.5) + 0.05 * np.random.default_rng(0).standard_normal(60)
         >>> model = TreeMixtureRegressor(leaf_size=20, random_state=0).fit(X, y)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BLUE = "#0072B2"
 GREY = "#7F7F7F"
+RED = "#B2182B"
+"""Of thresholds, alarms and events, and of nothing else."""
 EXPERT_COLOURS: tuple[str, ...] = (BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 """Okabe & Ito's colours without black, strongest first; an eighth expert starts again."""
 

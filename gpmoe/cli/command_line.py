@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,10 +13,20 @@ import polars as pl
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gpmoe import __version__
+from gpmoe.cli.files import (
+    Delimiter,
+    expect_folder,
+    expect_fraction,
+    expect_other_file,
+    expect_table_ending,
+    progress,
+    replacing,
+    say,
+)
+from gpmoe.cli.watch import watch
 from gpmoe.errors import FileFormatError, GPMoEError, GPMoEWarning, InputError, MissingPackageError
 from gpmoe.table import TableSchema, read_table, write_table
 
@@ -27,13 +37,9 @@ if TYPE_CHECKING:
     from gpmoe.estimators import GPRegressor, MixtureOfExpertsRegressor
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(watch, name="watch")
 
 _FEWEST_ROWS = 10
-_TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
-
-Delimiter = Annotated[
-    str | None, typer.Option(help="Divides columns, '\\t' for a tab; by default a comma, in .tsv a tab.")
-]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -68,16 +74,16 @@ def fit(
     drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")] = None,
 ) -> None:
     """Fit a model to a table, print its scores on held-out rows, and save it fitted to all rows."""
-    _expect_fraction("--test-fraction", test_fraction)
-    _expect_folder(out)
-    _expect_other_file("--out", out, table)
+    expect_fraction("--test-fraction", test_fraction)
+    expect_folder(out)
+    expect_other_file("--out", out, table)
     frame = _without(read_table(table, delimiter), drop or [], target)
     schema, notes = TableSchema.learn(frame, target)
     for note in notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     X, y = schema.features(frame), schema.targets(frame)
     train, test = _split(len(y), test_fraction, seed)
-    with _progress(total=3) as step:
+    with progress(total=3) as step:
         step(f"fitting to {len(train)} rows")
         held_out = _estimator(model, seed).fit(X[train], y[train]).predict_dist(X[test])
         scores = _scores(held_out, y[test])
@@ -100,20 +106,19 @@ def predict(
     delimiter: Delimiter = None,
 ) -> None:
     """Predict the target for each row of a table, with an interval."""
-    _expect_fraction("--coverage", coverage)
+    expect_fraction("--coverage", coverage)
     for option, path in (("--out", out), *([("--plot", plot)] if plot else [])):
-        _expect_folder(path)
-        _expect_other_file(option, path, table, model)
-    if out.suffix not in _TABLE_ENDINGS:
-        raise InputError(f"--out must end in {', '.join(_TABLE_ENDINGS)}; got {out.name}.")
+        expect_folder(path)
+        expect_other_file(option, path, table, model)
+    expect_table_ending("--out", out)
     fitted, schema = _load(model)
     frame = read_table(table, delimiter)
     X = schema.features(frame)
-    with _progress(total=1) as step:
+    with progress(total=1) as step:
         step(f"predicting {len(X)} rows")
         predictive = fitted.predict_dist(X)
         predictions = _prediction_frame(predictive, coverage, frame, schema.target)
-    with _replacing(out) as partial:
+    with replacing(out) as partial:
         write_table(predictions, partial)
         if plot:
             _plot(plot, fitted, schema, X, predictions, coverage)
@@ -160,7 +165,7 @@ def _scores(predictive: "Predictive", y: NDArray[np.float64]) -> dict[str, float
 def _save(estimator: "GPRegressor | MixtureOfExpertsRegressor", path: Path, extra: dict[str, object]) -> None:
     from gpmoe.io import save
 
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         save(estimator, partial, extra=extra)
 
 
@@ -237,7 +242,7 @@ def _plot(
         _draw_band(ax, fitted, schema, X, predictions, coverage)
     else:
         _draw_intervals(ax, schema.target, predictions, coverage)
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, dpi=150)
 
 
@@ -278,49 +283,6 @@ def _draw_intervals(ax: "Axes", target: str, predictions: pl.DataFrame, coverage
     ax.legend(frameon=False, fontsize="small")
 
 
-def _expect_fraction(option: str, value: float) -> None:
-    if not 0.0 < value < 1.0:
-        raise InputError(f"{option} must lie between 0 and 1, such as 0.2 or 0.9; got {value}.")
-
-
-def _expect_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name} into. Make it: mkdir -p {path.parent}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder. Name a file in it.")
-
-
-def _expect_other_file(option: str, path: Path, *inputs: Path) -> None:
-    if path.resolve() in [source.resolve() for source in inputs]:
-        raise InputError(f"{option} {path} is a file to read from. Name another, or it would be overwritten.")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place once written whole, and vanishes if it is not."""
-    partial = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr; calling what it yields names the next of `total` steps."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total, completed=-1)
-        yield lambda description: bar.update(task, description=description, advance=1)
-
-
 @contextmanager
 def _warnings_as_notes() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -329,7 +291,7 @@ def _warnings_as_notes() -> Iterator[None]:
 
         def note(message: Warning | str, category: type[Warning], *place: object) -> None:
             if issubclass(category, GPMoEWarning):
-                _say(f"note: {message}")
+                say(f"note: {message}")
             else:
                 show(message, category, *place)  # type: ignore[arg-type]
 
@@ -337,10 +299,6 @@ def _warnings_as_notes() -> Iterator[None]:
         yield
 
 
-def _say(text: str) -> None:
-    typer.echo(" ".join(text.split()), err=True)
-
-
 def _complain(text: str) -> int:
-    _say(f"gpmoe: {text}")
+    say(f"gpmoe: {text}")
     return 2
