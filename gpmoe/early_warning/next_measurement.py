@@ -179,8 +179,11 @@ def values_of_measurements(
         each = found.mean(1)
         told = float(weights @ (each - weights @ each) ** 2)
         left = float(weights @ found.var(1))
-        shares[c] = told / (told + left) if told + left > 0 else 0.0
+        shares[c] = told / (told + left) if told + left > _ROUNDING else 0.0
     return float(now.mean()), float(now.var()), shares
+
+
+_ROUNDING = 1e-24  # a variance of a risk that is no more than its rounding
 
 
 def _root(covariance: Tensor) -> Tensor:
