@@ -367,7 +367,7 @@ BAD_DATA = {
     "flat X": (X0[:, 0], Y0, ValueError, "Expected 2D array, got 1D array"),
     "no target": (X0, None, ValueError, "the target y is None"),
     "words in y": (X0, np.array(["a"] * 24), InputError, "`y` must be numeric; got dtype <U1"),
-    "words in X": (np.full((24, 2), "a"), Y0, ValueError, "could not convert string to float|must hold numbers"),
+    "words in X": (np.full((24, 2), "a"), Y0, ValueError, "must hold numbers; row 0, column 0 is 'a'"),
 }
 
 
