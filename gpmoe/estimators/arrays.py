@@ -57,10 +57,7 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
 def _expect_no_dates(X: Any) -> None:
     """Dates would be read as nanoseconds or microseconds since 1970, as their type happens to count."""
     columns = getattr(X, "columns", None)
-    if columns is None:
-        kinds = [getattr(X, "dtype", None)]
-    else:
-        kinds = list(getattr(X, "dtypes", []))
+    kinds = [getattr(X, "dtype", None)] if columns is None else list(getattr(X, "dtypes", []))
     for i, kind in enumerate(kinds):
         if str(kind).lower().startswith(("datetime", "duration", "timedelta", "date")):
             where = "its entries are" if columns is None else f"column {i} ({str(columns[i])!r}) is"
