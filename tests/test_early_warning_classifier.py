@@ -10,12 +10,14 @@ import gpmoe
 from gpmoe.early_warning import RaggedSeries
 from gpmoe.early_warning.boosted_trees import BoostedTrees, boosting
 from gpmoe.early_warning.causality import largest_leak
+from gpmoe.early_warning.horizon_labels import horizon_labels
 from gpmoe.early_warning.recalibration import Calibration
 from gpmoe.early_warning.risk_inputs import batch_of, carried_forward
 from gpmoe.early_warning.risk_network import class_targets, hazard_targets, log_survival, loss, padded, risk
 from gpmoe.errors import InputError, NonFiniteError
 from gpmoe.estimators.early_warning_classifier import EarlyWarningClassifier
 from gpmoe.estimators.series_baselines import ClockClassifier, DTWNeighboursClassifier, HandFeatureClassifier
+from gpmoe.estimators.series_classifier import _parts
 
 KINDS = {
     "tcn": {"network": "tcn", "n_blocks": 2},
@@ -158,6 +160,28 @@ def test_labels_of_series_are_scored_at_the_last_grid_time():
     whole = RaggedSeries(**{**vars(series), "labels": series.series_labels, "label_per": "series"})
     model = EarlyWarningClassifier("gru", hidden=4, max_epochs=2, random_state=0).fit(whole)
     assert np.array_equal(model.predict_proba_series(whole), model.predict_proba(whole)[12::13])
+
+
+def test_series_that_all_end_in_the_event_teach_by_their_earlier_times():
+    series = simulated(24)
+    run_to_failure = horizon_labels(dataclasses.replace(series, event_time=np.full(24, 11.0)), 4.0)
+    assert (run_to_failure.series_labels == 1).all()
+    for model in (
+        ClockClassifier(random_state=0),
+        EarlyWarningClassifier("gru", "carry_forward", hidden=4, max_epochs=2, random_state=0),
+    ):
+        risk = model.fit(run_to_failure).predict_proba(run_to_failure)
+        assert risk.shape == (24 * 13,)
+
+
+def test_a_kind_of_series_with_one_member_trains():
+    series = simulated(12)
+    labels = np.repeat(np.arange(12) > 0, 13).astype(float)
+    labels[13::13] = 0.0  # the first time of each series but one
+    mixed = dataclasses.replace(series, labels=labels)
+    training, validation = _parts(mixed, labels[:, None], 0.5, 0)
+    assert 0 in training.ids
+    assert (len(training), len(validation)) == (6, 6)
 
 
 def test_contributions_sum_to_the_change_of_the_logit():
@@ -305,6 +329,8 @@ class TestWrongInput:
             EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 2 * series.labels}))
         with pytest.raises(InputError, match="at least two series with a positive"):
             EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 0 * series.labels}))
+        with pytest.raises(InputError, match="at least two series with a negative label; got 0 among 50"):
+            EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 0 * series.labels + 1}))
         model = fitted(network="gru")
         with pytest.raises(InputError, match="missing"):
             model.predict_proba(simulated(3, M=2))

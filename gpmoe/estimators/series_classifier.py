@@ -1,6 +1,5 @@
 """What all classifiers of ragged series share: risks at grid times from the past alone, and their calibration."""
 
-import warnings
 from abc import abstractmethod
 from os import PathLike
 from typing import Any, Self
@@ -48,7 +47,7 @@ class SeriesClassifier(BaseEstimator):
         labels = self._expect_labelled(series)
         self.channel_names_, self.static_names_ = series.channel_names, series.static_names
         self.label_per_, self.n_tasks_ = series.label_per, labels.shape[1]
-        training, validation = _parts(series, self.validation_fraction, seed)
+        training, validation = _parts(series, labels, self.validation_fraction, seed)
         self._fit(training, validation, seed)
         self.calibrations_: list[Calibration] = []
         if self.calibration is not None:
@@ -162,20 +161,31 @@ class SeriesClassifier(BaseEstimator):
             raise InputError(f"static covariates must be {self.static_names_}; got {series.static_names}.")
 
 
-def _parts(series: RaggedSeries, fraction: float, seed: int) -> tuple[RaggedSeries, RaggedSeries]:
-    """Training and validation series; each class of series (any label positive) is split alike."""
+def _parts(series: RaggedSeries, labels: Array, fraction: float, seed: int) -> tuple[RaggedSeries, RaggedSeries]:
+    """Training and validation series; series with a positive label and the others are split alike.
+
+    Where labels are one a grid time all series may be positive, such as those of engines run to failure: their negative
+    labels are those of earlier times. A kind of which there is one series alone trains.
+    """
     if not 0 < fraction < 1:
         raise InputError(f"`validation_fraction` must be between 0 and 1; got {fraction}.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of series without a known label
-        positive = np.nanmax(series.series_labels.reshape(len(series), -1), axis=1) > 0
+    positive, negative = (_series_with(series, (labels == kind).any(1)) for kind in (1.0, 0.0))
+    for word, rows in (("positive", positive), ("negative", negative)):
+        if rows.sum() < 2:
+            raise InputError(
+                f"training needs at least two series with a {word} label; got {rows.sum()} among {len(series)}."
+            )
     order = np.random.default_rng(seed).permutation(len(series))
     held = np.zeros(len(series), dtype=bool)
     for group in (True, False):
-        rows = order[positive[order] == group]
-        if len(rows) < 2:
-            raise InputError(
-                f"training needs at least two series with{'' if group else 'out'} a positive label; got {len(rows)}."
-            )
-        held[rows[: max(1, round(fraction * len(rows)))]] = True
+        members = order[positive[order] == group]
+        if len(members) > 1:
+            held[members[: max(1, round(fraction * len(members)))]] = True
     return series[~held], series[held]
+
+
+def _series_with(series: RaggedSeries, found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether a series, or one of its grid times where labels are one a grid time, is among those found, ``(N,)``."""
+    if series.label_per == "series":
+        return found
+    return np.bincount(series.grid_owner[found], minlength=len(series)) > 0
