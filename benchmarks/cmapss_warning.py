@@ -72,7 +72,7 @@ def model(name: str, small: bool) -> Any:
     if name == CLOCK:
         return ClockClassifier(random_state=0)
     if name == TREES:
-        return EarlyWarningClassifier("trees", max_trees=20 if small else 150, random_state=0)
+        return EarlyWarningClassifier("trees", random_state=0)
     options: dict[str, Any] = {"max_epochs": 2, "hidden": 8} if small else {}
     return EarlyWarningClassifier("tcn", batch_size=8, random_state=0, **options)
 

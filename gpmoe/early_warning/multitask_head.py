@@ -9,7 +9,7 @@
 | π_t | `gates[t]`, a `gates.NeuralGate` | K |
 | v, c | `weight`, `bias` | (bins, tasks, width), (bins, tasks) |
 
-Source: Ma et al. (2018), Modeling task relationships in multi-task learning with multi-gate mixture-of-experts, eq. 6-7.
+Source: Ma et al. (2018), Modeling task relationships in multi-task learning with multi-gate mixture-of-experts, sec. 4.
 """
 
 import math

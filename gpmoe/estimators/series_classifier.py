@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from gpmoe import io
-from gpmoe.early_warning.recalibration import Calibration
+from gpmoe.early_warning.recalibration import Calibration, expect_kind
 from gpmoe.early_warning.series import RaggedSeries
 from gpmoe.errors import InputError
 
@@ -45,6 +45,8 @@ class SeriesClassifier(BaseEstimator):
         """
         seed = int(check_random_state(self.random_state).randint(2**31))
         labels = self._expect_labelled(series)
+        if self.calibration is not None:
+            expect_kind(self.calibration)
         self.channel_names_, self.static_names_ = series.channel_names, series.static_names
         self.label_per_, self.n_tasks_ = series.label_per, labels.shape[1]
         training, validation = _parts(series, labels, self.validation_fraction, seed)
@@ -97,7 +99,11 @@ class SeriesClassifier(BaseEstimator):
 
     def _common_parts(self) -> dict[str, Any]:
         """What every classifier of series keeps in a file."""
+        arguments = self.get_params(deep=False)
+        seed = arguments["random_state"]
+        arguments["random_state"] = int(seed) if isinstance(seed, (int, np.integer)) else None
         return {
+            "arguments": arguments,
             "channel_names": list(self.channel_names_),
             "static_names": list(self.static_names_),
             "label_per": self.label_per_,
@@ -111,13 +117,17 @@ class SeriesClassifier(BaseEstimator):
             parts[f"calibration{t}.x"], parts[f"calibration{t}.y"] = map(torch.from_numpy, (each.x, each.y))
         return parts
 
-    def _restore_common(self, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.channel_names_, self.static_names_ = tuple(data["channel_names"]), tuple(data["static_names"])
-        self.label_per_, self.n_tasks_ = data["label_per"], int(data["n_tasks"])
-        self.calibrations_ = [
+    @classmethod
+    def _restored(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """A classifier with its arguments and what every one keeps."""
+        model = cls(**data["arguments"])
+        model.channel_names_, model.static_names_ = tuple(data["channel_names"]), tuple(data["static_names"])
+        model.label_per_, model.n_tasks_ = data["label_per"], int(data["n_tasks"])
+        model.calibrations_ = [
             Calibration(kind, tensors[f"calibration{t}.x"].numpy(), tensors[f"calibration{t}.y"].numpy())
             for t, kind in enumerate(data["calibrations"])
         ]
+        return model
 
     def _targets(self, series: RaggedSeries) -> Array:
         """Label of each grid time ``(G, tasks)``, that of its series where labels are one a series."""
