@@ -72,7 +72,7 @@ def simulated(N: int = 50, M: int = 3, seed: int = 0, tasks: int = 0) -> RaggedS
 def short_fits():
     """Of the Gaussian process, whose accuracy nothing here depends on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(risk_fitting, "_ADAPTER_STEPS", 40)
+        patch.setattr(risk_fitting, "_ADAPTER_SERIES", 6)
         yield
 
 
