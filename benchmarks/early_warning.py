@@ -41,7 +41,7 @@ def model(name: str, small: bool) -> Any:
         VARIANCE: {"network": "tcn"},
         DRAWS: {"network": "tcn", "n_draws": 5},
         GRU: {"network": "gru"},
-        TREES: {"network": "trees", "max_trees": 20 if small else 150},
+        TREES: {"network": "trees"},
     }
     if name in networks:
         return EarlyWarningClassifier(**networks[name], **options)
