@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -35,6 +37,8 @@ KINDS = {
     "draws": {"network": "gru", "n_draws": 2},
     "two members": {"network": "gru", "n_members": 2},
     "trees": {"network": "trees"},
+    "trees, two members": {"network": "trees", "n_members": 2},
+    "trees and gru": {"network": ["trees", "gru"]},
     "experts": {"network": "gru", "n_experts": 3},
     "hazard": {"network": "gru", "head": "hazard", "horizon": 4.0, "n_bins": 2},
 }
@@ -185,6 +189,25 @@ def test_labels_of_series_are_scored_at_the_last_grid_time():
     assert np.array_equal(model.predict_proba_series(whole), model.predict_proba(whole)[12::13])
 
 
+@pytest.mark.parametrize("network", ["tcn", "trees"])
+def test_the_last_risk_of_a_past_is_that_of_the_whole_at_its_end(network):
+    series = simulated()
+    model = EarlyWarningClassifier(network, hidden=4, max_epochs=2, random_state=0).fit(series)
+    assert model.predict_proba_last(series.until(5.0)) == pytest.approx(model.predict_proba(series)[5::13], abs=1e-6)
+    with pytest.raises(InputError, match="has no grid time"):
+        model.predict_proba_last(series.until(-1.0))
+
+
+def test_a_committee_averages_log_odds():
+    series, fresh = simulated(), simulated(5, seed=2)
+    both, *alone = (
+        EarlyWarningClassifier(network, hidden=4, max_epochs=2, calibration=None, random_state=0).fit(series)
+        for network in (["trees", "gru"], "trees", ["gru"])
+    )
+    odds = [logit(each.predict_proba(fresh)) for each in alone]
+    assert logit(both.predict_proba(fresh)) == pytest.approx(np.mean(odds, axis=0), abs=1e-5)
+
+
 def test_series_that_all_end_in_the_event_teach_by_their_earlier_times():
     series = simulated(24)
     run_to_failure = horizon_labels(dataclasses.replace(series, event_time=np.full(24, 11.0)), 4.0)
@@ -311,6 +334,7 @@ class TestBaselines:
             assert largest_leak(model.predict_proba, fresh, cuts=2) < 1e-6
             risks = model.predict_proba_series(fresh)
             assert risks[1::2].mean() > risks[::2].mean()
+            assert np.array_equal(model.predict_proba_last(fresh), model.predict_proba(fresh)[12::13])
             model.save(tmp_path / "model.gpmoe")
             loaded = gpmoe.load(tmp_path / "model.gpmoe")
             assert np.array_equal(loaded.predict_proba(fresh), model.predict_proba(fresh))
@@ -324,6 +348,18 @@ class TestTrees:
         trees = BoostedTrees.grow(X, y, max_iter=30, seed=1)
         expected = boosting(30, 0.06, 1).fit(X, y).predict_proba(X)[:, 1]
         assert trees.predict(X) == pytest.approx(expected, abs=1e-12)
+
+    def test_are_as_many_as_predict_others_best_and_average_their_log_odds(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((3000, 4)).astype(np.float32)
+        y = (X[:, 0] + 2 * rng.standard_normal(3000) > 0).astype(float)
+        kept = BoostedTrees.grow(X[:1000], y[:1000], (X[1000:], y[1000:]), max_iter=60)
+        prefixes = [BoostedTrees.grow(X[:1000], y[:1000], max_iter=n) for n in range(1, 61)]
+        losses = [log_loss(y[1000:], each.predict(X[1000:])) for each in prefixes]
+        assert len(kept.starts) == 1 + np.argmin(losses) < 60
+        two = [prefixes[4], BoostedTrees.grow(X, y, max_iter=3, seed=1)]
+        expected = np.mean([logit(each.predict(X)) for each in two], axis=0)
+        assert logit(BoostedTrees.averaged(two).predict(X)) == pytest.approx(expected, abs=1e-10)
 
     def test_have_no_gradient_to_explain(self):
         model = fitted(network="trees")

@@ -1,16 +1,20 @@
 """What networks say of many series at once: at all grid times, in blocks, from the posterior or from draws of it."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import expit, logit
 from torch import Tensor
 
 from gpmoe.early_warning.risk_inputs import RiskInputs
 from gpmoe.early_warning.risk_network import RiskNetwork, log_survival, padded
 from gpmoe.early_warning.series import RaggedSeries
+
+Array = NDArray[np.float64]
 
 _BLOCK = 256  # series at a time of passes over many
 
@@ -65,6 +69,20 @@ class RiskScorer:
     def _through(self, x: Tensor, series: RaggedSeries) -> Tensor:
         inputs, mask = padded(x.to(torch.float32), np.diff(series.grid_offsets))
         return torch.stack([network(inputs, mask)[mask] for network in self.networks]).mean(0)
+
+
+def pooled(risks: Sequence[Array], first: float) -> Array:
+    """Risks of trees and of networks ``(r, tasks)`` into one: the log odds are averaged.
+
+    Args:
+        risks: of one of them, or of both, trees first.
+        first: weight of the first of two.
+    """
+    if len(risks) == 1:
+        return risks[0]
+    odds = (logit(np.clip(each, 1e-12, 1 - 1e-12)) for each in risks)
+    both: Array = expit(first * next(odds) + (1 - first) * next(odds))
+    return both
 
 
 def _blocks(series: RaggedSeries) -> Iterator[RaggedSeries]:

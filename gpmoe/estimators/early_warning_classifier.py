@@ -24,7 +24,7 @@ from gpmoe.early_warning.risk_fitting import (
 )
 from gpmoe.early_warning.risk_inputs import RiskInputs, checked_parts
 from gpmoe.early_warning.risk_network import RiskNetwork, Targets, Training, risk
-from gpmoe.early_warning.risk_scorer import RiskScorer
+from gpmoe.early_warning.risk_scorer import RiskScorer, pooled
 from gpmoe.early_warning.risk_stream import RiskStream
 from gpmoe.early_warning.scaling import SeriesScaling
 from gpmoe.early_warning.series import RaggedSeries
@@ -44,6 +44,8 @@ Array = NDArray[np.float64]
 _ADAPTERS = ("mgp", "carry_forward")
 _ALL_INPUTS = ("mean", "variance", "age", "measured", "static", "clock")
 _WEIGHT_DECAY, _PATIENCE = 1e-2, 5  # of AdamW; epochs without a better validation loss
+_MOST_TREES = 300  # before those are dropped that the validation series don't want
+_ROWS_A_LABEL = 8  # of a series whose grid times share one label: more of them say little more
 
 
 class EarlyWarningClassifier(SeriesClassifier):
@@ -55,7 +57,8 @@ class EarlyWarningClassifier(SeriesClassifier):
     Args:
         network: "tcn" (dilated causal convolutions), "gru", "linear" (no memory), "gru_d" (Che et al., 2018), which
             has decays of its own in place of the adapter and takes adapter="carry_forward", or "trees": boosted trees
-            on the same inputs and on hand features of each channel's past.
+            on the same inputs and on hand features of each channel's past. Several, such as ["trees", "tcn"], are a
+            committee, whose log odds are averaged.
         adapter: "mgp", the multi-task GP, or "carry_forward", the last values.
         inputs: which of "mean", "variance", "age", "measured", "static", "clock" the network reads; see
             `early_warning.risk_inputs`; all that the adapter has, if None.
@@ -77,7 +80,7 @@ class EarlyWarningClassifier(SeriesClassifier):
         positive_weight: how much a positive label counts; "balanced" gives both classes the same total.
         validation_fraction: of the series, held back to stop early and to calibrate.
         calibration: "temperature", "isotonic" or None.
-        n_members: networks trained from different starts, whose logits are averaged.
+        n_members: of each network, trained from different starts, whose log odds are averaged.
         verbose: print a line an epoch.
         random_state: fixes every result.
 
@@ -106,7 +109,7 @@ class EarlyWarningClassifier(SeriesClassifier):
 
     def __init__(
         self,
-        network: str = "tcn",
+        network: str | Sequence[str] = "tcn",
         adapter: str = "mgp",
         inputs: Sequence[str] | None = None,
         n_draws: int = 0,
@@ -162,13 +165,12 @@ class EarlyWarningClassifier(SeriesClassifier):
             self.adapter_, self.report_ = fitted_adapter(scaled, self.n_components, self.rank, seed)
             self.adapter_.requires_grad_(self.learn_adapter == "joint")
         self.networks_, self.losses_, self.trees_ = [], [], []
-        if self.network == "trees":
-            self.trees_ = self._grown(training, scaled, seed)
-            return
+        if "trees" in self._kinds:
+            self.trees_ = self._grown(training, scaled, validation, held, seed)
         learn, check = (Labelled(part, self._loss_targets(part)) for part in (scaled, held))
         learning = self.adapter_ if self.learn_adapter == "joint" else None
-        for member in range(self.n_members):
-            network = self._network(seed + member)
+        for kind, member in self._members():
+            network = self._network(kind, seed + member)
             losses = fit_network(
                 network, self._reader(), learn, check, self._training(), n_draws=self.n_draws, adapter=learning,
                 seed=seed + member,
@@ -176,14 +178,42 @@ class EarlyWarningClassifier(SeriesClassifier):
             self.networks_.append(network)
             self.losses_.append(losses)
 
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return (self.network,) if isinstance(self.network, str) else tuple(self.network)
+
+    def _members(self) -> list[tuple[str, int]]:
+        """Kind and number of each network."""
+        return [(kind, member) for kind in self._kinds if kind != "trees" for member in range(self.n_members)]
+
     def _training(self) -> Training:
         progress = _print_epoch if self.verbose else None
         return Training(self.max_epochs, self.batch_size, self.learning_rate, _WEIGHT_DECAY, _PATIENCE, progress)
 
-    def _grown(self, training: RaggedSeries, scaled: RaggedSeries, seed: int) -> list[BoostedTrees]:
-        X, labels = self._tree_features(training, scaled), self._targets(training)
-        known = ~np.isnan(labels)
-        return [BoostedTrees.grow(X[rows], y[rows], seed=seed) for rows, y in zip(known.T, labels.T, strict=True)]
+    def _grown(
+        self, training: RaggedSeries, scaled: RaggedSeries, validation: RaggedSeries, held: RaggedSeries, seed: int
+    ) -> list[BoostedTrees]:
+        rows, ends = self._tree_rows(training), self._tree_rows(validation)
+        X, labels = self._tree_features(training, scaled)[rows], self._targets(training)[rows]
+        X_held, held_labels = self._tree_features(validation, held)[ends], self._targets(validation)[ends]
+        grown = []
+        for y, y_held in zip(labels.T, held_labels.T, strict=True):
+            known, known_held = ~np.isnan(y), ~np.isnan(y_held)
+            check = (X_held[known_held], y_held[known_held]) if known_held.any() else None
+            members = [
+                BoostedTrees.grow(X[known], y[known], check, max_iter=_MOST_TREES, seed=seed + member)
+                for member in range(self.n_members)
+            ]
+            grown.append(BoostedTrees.averaged(members))
+        return grown
+
+    def _tree_rows(self, series: RaggedSeries) -> NDArray[np.int64]:
+        """Grid rows that trees learn from: all, or a few of each series where these share one label."""
+        if series.label_per == "grid":
+            return np.arange(len(series.grid_times))
+        spans = zip(series.grid_offsets[:-1], series.grid_offsets[1:], strict=True)
+        return np.concatenate([np.arange(end - 1, start - 1, -max(1, (end - start) // _ROWS_A_LABEL))
+                               for start, end in spans])  # fmt: skip
 
     @torch.no_grad()
     def _tree_features(self, series: RaggedSeries, scaled: RaggedSeries) -> NDArray[np.float32]:
@@ -192,7 +222,7 @@ class EarlyWarningClassifier(SeriesClassifier):
 
     def _input_parts(self) -> tuple[str, ...]:
         has_adapter = self.adapter == "mgp"
-        chosen = ("mean", "age", "measured") if self.network == "gru_d" else self.inputs
+        chosen = ("mean", "age", "measured") if "gru_d" in self._kinds else self.inputs
         if chosen is None:
             chosen = _ALL_INPUTS if has_adapter else tuple(part for part in _ALL_INPUTS if part != "variance")
         return checked_parts(chosen, has_adapter=has_adapter)
@@ -201,9 +231,9 @@ class EarlyWarningClassifier(SeriesClassifier):
         n_channels, n_static = len(self.channel_names_), len(self.static_names_)
         return RiskInputs(self._input_parts(), n_channels, n_static, self.step_, self.adapter_)
 
-    def _network(self, seed: int) -> RiskNetwork:
+    def _network(self, kind: str, seed: int) -> RiskNetwork:
         return risk_network(
-            self.network, self._reader(), hidden=self.hidden, n_blocks=self.n_blocks,
+            kind, self._reader(), hidden=self.hidden, n_blocks=self.n_blocks,
             n_bins=self.n_bins if self.head == "hazard" else 1, n_tasks=self.n_tasks_, n_experts=self.n_experts,
             seed=seed,
         )  # fmt: skip
@@ -217,11 +247,13 @@ class EarlyWarningClassifier(SeriesClassifier):
         return RiskScorer(self._reader(), self.networks_, self.n_draws)
 
     def _raw(self, series: RaggedSeries) -> Array:
-        scaled = self.scaling_.apply(series)
+        scaled, found = self.scaling_.apply(series), []
         if self.trees_:
             X = self._tree_features(series, scaled)
-            return np.column_stack([each.predict(X) for each in self.trees_])
-        return risk(self._scorer().logits(scaled).double()).numpy()
+            found.append(np.column_stack([each.predict(X) for each in self.trees_]))
+        if self.networks_:
+            found.append(risk(self._scorer().logits(scaled).double()).numpy())
+        return pooled(found, 1 / len(self._kinds))
 
     def predict_risk_draws(self, series: RaggedSeries, n_draws: int = 20, random_state: int = 0) -> Array:
         """Risks under draws of what was not measured: their spread says how much the missing data matter.
@@ -255,8 +287,9 @@ class EarlyWarningClassifier(SeriesClassifier):
         if self.n_draws:
             raise InputError("a model with `n_draws` can't stream; fit one with n_draws=0.")
         return RiskStream(
-            self._reader(), self.networks_, self.trees_, self.scaling_, self.channel_names_, self._calibrated
-        )
+            self._reader(), self.networks_, self.trees_, 1 / len(self._kinds), self.scaling_, self.channel_names_,
+            self._calibrated,
+        )  # fmt: skip
 
     def score_stream(
         self, observations: Iterable[tuple[Hashable, float, str, float]], every: float | None = None
@@ -314,12 +347,13 @@ class EarlyWarningClassifier(SeriesClassifier):
 
     def _expect_network(self, what: str) -> None:
         if self.trees_:
-            raise InputError(f"{what}; network='trees' has none. Fit a 'tcn' or a 'gru'.")
+            raise InputError(f"{what}; 'trees' have none. Fit a 'tcn' or a 'gru' alone.")
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See `io.Savable`."""
         data, tensors = self._common_parts(), self._common_tensors()
         data["arguments"]["inputs"] = None if self.inputs is None else list(self.inputs)
+        data["arguments"]["network"] = self.network if isinstance(self.network, str) else list(self.network)
         data |= {"step": self.step_, "losses": self.losses_}
         for name in ("knots", "scores"):
             tensors[f"scaling.{name}"] = torch.from_numpy(np.array(getattr(self.scaling_, name)))
@@ -344,15 +378,17 @@ class EarlyWarningClassifier(SeriesClassifier):
         if "families" in data:
             model.adapter_, model.report_ = restored_adapter(data, tensors, len(model.channel_names_), model.rank)
         model.trees_ = restored_trees(data, tensors)
-        model.networks_ = [] if model.trees_ else [model._network(0) for _ in range(model.n_members)]
+        model.networks_ = [model._network(kind, 0) for kind, _ in model._members()]
         for i, network in enumerate(model.networks_):
             set_module_tensors(network, f"network{i}", tensors)
             network.requires_grad_(False).eval()
         return model
 
     def _check_arguments(self) -> None:
+        if not self._kinds:
+            raise InputError("`network` is empty; name one or several, such as 'tcn' or ['trees', 'tcn'].")
         for name, value, known in (
-            ("network", self.network, (*NETWORKS, "trees")),
+            *(("network", kind, (*NETWORKS, "trees")) for kind in self._kinds),
             ("adapter", self.adapter, _ADAPTERS),
             ("learn_adapter", self.learn_adapter, ("likelihood", "joint")),
             ("head", self.head, ("class", "hazard")),
@@ -362,11 +398,13 @@ class EarlyWarningClassifier(SeriesClassifier):
         if self.head == "hazard" and (self.horizon is None or not self.horizon > 0):
             raise InputError(f"head='hazard' needs a positive `horizon`, in units of time; got {self.horizon!r}.")
         given = self.head, self.learn_adapter, self.n_draws, self.n_experts
-        if self.network == "trees" and given != ("class", "likelihood", 0, 0):
-            raise InputError("network='trees' takes head='class', learn_adapter='likelihood', n_draws=0, n_experts=0.")
-        if self.network == "gru_d" and (self.adapter != "carry_forward" or self.inputs is not None):
+        if "trees" in self._kinds and given != ("class", "likelihood", 0, 0):
+            raise InputError("'trees' take head='class', learn_adapter='likelihood', n_draws=0, n_experts=0.")
+        if "gru_d" in self._kinds and (
+            len(self._kinds) > 1 or self.adapter != "carry_forward" or self.inputs is not None
+        ):
             raise InputError(
-                "network='gru_d' decays values itself: pass adapter='carry_forward' and leave `inputs` alone."
+                "'gru_d' decays values itself and stands alone: pass adapter='carry_forward' and leave `inputs` alone."
             )
         if self.n_draws and self.adapter != "mgp":
             raise InputError("`n_draws` needs adapter='mgp'; values carried forward have no uncertainty.")

@@ -202,16 +202,19 @@ class DTWNeighboursClassifier(SeriesClassifier):
         self.labels_ = targets[ends[chosen]]
 
     def _raw(self, series: RaggedSeries) -> Array:
-        values = carried_forward(self.scaling_.apply(series)).numpy()
-        rows = [
-            _past(values, series, i, g, self.window)
-            for i in range(len(series))
-            for g in range(series.grid_offsets[i], series.grid_offsets[i + 1])
-        ]
+        return self._at(series, np.arange(len(series.grid_times)))
+
+    def _raw_last(self, series: RaggedSeries) -> Array:
+        return self._at(series, series.grid_offsets[1:] - 1)
+
+    def _at(self, series: RaggedSeries, rows: NDArray[np.int64]) -> Array:
+        """Risks at some grid rows, ``(len(rows), tasks)``."""
+        values, owner = carried_forward(self.scaling_.apply(series)).numpy(), series.grid_owner
+        pasts = [_past(values, series, int(owner[g]), int(g), self.window) for g in rows]
         jobs = effective_n_jobs(self.n_jobs)
-        parts = np.array_split(np.arange(len(rows)), max(1, min(jobs * 4, len(rows))))
-        found = Parallel(n_jobs=self.n_jobs)(delayed(self._scores)([rows[j] for j in part]) for part in parts)
-        return np.concatenate(found) if len(rows) else np.zeros((0, self.n_tasks_))
+        parts = np.array_split(np.arange(len(pasts)), max(1, min(jobs * 4, len(pasts))))
+        found = Parallel(n_jobs=self.n_jobs)(delayed(self._scores)([pasts[j] for j in part]) for part in parts)
+        return np.concatenate(found) if len(pasts) else np.zeros((0, self.n_tasks_))
 
     def _scores(self, pasts: list[Array]) -> Array:
         """Share of positives among the neighbours, ``(len(pasts), tasks)``."""

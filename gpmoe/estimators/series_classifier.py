@@ -67,6 +67,19 @@ class SeriesClassifier(BaseEstimator):
         self._expect_known(series)
         return self._shaped(self._calibrated(self._raw(series)))
 
+    def predict_proba_last(self, series: RaggedSeries) -> Array:
+        """The risk at the last grid time of each series, as `predict_proba` has it: where they all stand now.
+
+        Returns:
+            ``(N,)``, or ``(N, tasks)``.
+
+        Raises:
+            InputError: if a series has no grid time.
+        """
+        self._expect_known(series)
+        _expect_grid_times(series)
+        return self._shaped(self._calibrated(self._raw_last(series)))
+
     def predict_proba_series(self, series: RaggedSeries) -> Array:
         """One risk a series: at its last grid time where labels are one a series, else the largest of its grid times.
 
@@ -76,13 +89,10 @@ class SeriesClassifier(BaseEstimator):
         Raises:
             InputError: if a series has no grid time.
         """
-        empty = np.flatnonzero(np.diff(series.grid_offsets) == 0)
-        if len(empty):
-            raise InputError(f"series {series.ids[empty[0]]!r} has no grid time, so that there is no risk to say.")
-        risks = np.atleast_2d(self.predict_proba(series).T).T
         if self.label_per_ == "series":
-            return self._shaped(risks[series.grid_offsets[1:] - 1])
-        return self._shaped(np.maximum.reduceat(risks, series.grid_offsets[:-1], axis=0))
+            return self.predict_proba_last(series)
+        _expect_grid_times(series)
+        return np.maximum.reduceat(self.predict_proba(series), series.grid_offsets[:-1], axis=0)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted estimator to one file, which `gpmoe.load` reads."""
@@ -96,6 +106,10 @@ class SeriesClassifier(BaseEstimator):
     @abstractmethod
     def _raw(self, series: RaggedSeries) -> Array:
         """Uncalibrated risks ``(G, tasks)``."""
+
+    def _raw_last(self, series: RaggedSeries) -> Array:
+        """Those of the last grid times ``(N, tasks)``, for classifiers that need not look at the others."""
+        return self._raw(series)[series.grid_offsets[1:] - 1]
 
     def _common_parts(self) -> dict[str, Any]:
         """What every classifier of series keeps in a file."""
@@ -169,6 +183,12 @@ class SeriesClassifier(BaseEstimator):
             )
         if series.static_names != self.static_names_:
             raise InputError(f"static covariates must be {self.static_names_}; got {series.static_names}.")
+
+
+def _expect_grid_times(series: RaggedSeries) -> None:
+    empty = np.flatnonzero(np.diff(series.grid_offsets) == 0)
+    if len(empty):
+        raise InputError(f"series {series.ids[empty[0]]!r} has no grid time, so that there is no risk to say.")
 
 
 def _parts(series: RaggedSeries, labels: Array, fraction: float, seed: int) -> tuple[RaggedSeries, RaggedSeries]:
