@@ -43,7 +43,7 @@ Array = NDArray[np.float64]
 
 _ADAPTERS = ("mgp", "carry_forward")
 _ALL_INPUTS = ("mean", "variance", "age", "measured", "static", "clock")
-_WEIGHT_DECAY, _PATIENCE = 1e-2, 5  # of AdamW; epochs without a better validation loss
+_WEIGHT_DECAY, _PATIENCE = 0.1, 5  # of AdamW; epochs without a better validation loss
 _MOST_TREES = 300  # before those are dropped that the validation series don't want
 _ROWS_A_LABEL = 8  # of a series whose grid times share one label: more of them say little more
 
@@ -122,9 +122,9 @@ class EarlyWarningClassifier(SeriesClassifier):
         n_blocks: int = 4,
         n_components: int = 2,
         rank: int = 2,
-        max_epochs: int = 30,
+        max_epochs: int = 15,
         batch_size: int = 64,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 1e-3,
         positive_weight: float | str = 1.0,
         validation_fraction: float = 0.1,
         calibration: str | None = "temperature",
