@@ -53,10 +53,8 @@ def from_arrays(
     names = np.arange(N) if ids is None else np.array(ids)
     if names.shape != (N,):
         raise ShapeError(f"`ids` must have shape ({N},), one a series; got {names.shape}.")
-    given = None if labels is None else np.array(labels, dtype=np.float64)
-    return LongTable(
-        rows, names, _names(channel_names, n_channels), _grid(*grid), given, static, static_names, *ends
-    )  # fmt: skip
+    known = _names(channel_names, n_channels)
+    return LongTable(rows, names, known, _grid(*grid), labels, static, static_names, *ends)
 
 
 def assembled(table: LongTable, *, repair: bool) -> dict[str, Any]:
@@ -65,7 +63,8 @@ def assembled(table: LongTable, *, repair: bool) -> dict[str, Any]:
     Raises:
         ShapeError, NonFiniteError, InputError: as `RaggedSeries.from_arrays`; an error names the row.
     """
-    n, grid, labels = len(table.ids), table.grid, table.labels
+    n, grid = len(table.ids), table.grid
+    labels = None if table.labels is None else np.array(table.labels, dtype=np.float64)
     counts = dict.fromkeys(REPAIRS, 0)
     event, censoring = checked_ends(table.event_time, table.censoring_time, n)
     if grid is not None:

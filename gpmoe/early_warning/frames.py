@@ -33,7 +33,7 @@ class LongTable:
     ids: NDArray[Any]
     channel_names: Sequence[str]
     grid: Grid | None
-    labels: Array | None
+    labels: ArrayLike | None
     static: ArrayLike | None
     static_names: Sequence[str] | None
     event_time: ArrayLike | None = None
