@@ -1,6 +1,8 @@
 """The early-warning classifier: causal, batch-invariant, the same as a stream and from a file."""
 
+import copy
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -85,6 +87,12 @@ def fitted(**options: object) -> EarlyWarningClassifier:
     return EarlyWarningClassifier(**arguments).fit(simulated())
 
 
+@functools.cache
+def gru() -> EarlyWarningClassifier:
+    """For tests that leave it as it is."""
+    return fitted(network="gru")
+
+
 @pytest.fixture(scope="module", params=list(KINDS), ids=list(KINDS))
 def model(request):
     return fitted(**KINDS[request.param])
@@ -134,7 +142,7 @@ class TestEveryNetwork:
 
 
 def test_a_planted_leak_is_caught():
-    model = fitted(network="gru")
+    model = copy.deepcopy(gru())
     adapter = model.adapter_
     assert largest_leak(model.predict_proba, simulated(8, seed=4), cuts=3) < 1e-6
     adapter.posterior = adapter.smoothed  # all data at each time
@@ -231,7 +239,7 @@ def test_a_kind_of_series_with_one_member_trains():
 
 
 def test_contributions_sum_to_the_change_of_the_logit():
-    model, series = fitted(network="gru"), simulated(9, seed=5)
+    model, series = gru(), simulated(9, seed=5)
     one = series[[int(np.argmax(np.diff(series.offsets)))]]
     found = model.explain(one, 9.0, steps=64)
     assert found.contribution.sum() == pytest.approx(found.logit - found.baseline, abs=2e-3)
@@ -240,7 +248,7 @@ def test_contributions_sum_to_the_change_of_the_logit():
 
 
 def test_the_next_measurement_is_that_of_the_stream():
-    model, series = fitted(network="gru"), simulated(9, seed=5)
+    model, series = gru(), simulated(9, seed=5)
     found = model.next_measurement(series[[3]], 5.0)
     assert found == next_measurement_of_series(model.stream(), series[[3]], 5.0)
     assert found.risk == pytest.approx(model.predict_proba(series[[3]])[5], abs=0.1)
@@ -248,7 +256,7 @@ def test_the_next_measurement_is_that_of_the_stream():
 
 
 def test_draws_of_the_risk_spread_around_it_and_do_not_depend_on_the_batch():
-    model, series = fitted(network="gru"), simulated(6, seed=5)
+    model, series = gru(), simulated(6, seed=5)
     draws = model.predict_risk_draws(series, n_draws=40)
     assert draws.shape == (40, 78)
     assert draws.std(0).mean() > 1e-4
@@ -256,7 +264,7 @@ def test_draws_of_the_risk_spread_around_it_and_do_not_depend_on_the_batch():
 
 
 def test_scores_of_a_stream_come_at_each_grid_time_once():
-    model, series = fitted(network="gru"), simulated(4, seed=6)
+    model, series = gru(), simulated(4, seed=6)
     owner = series.owner
     order = np.argsort(series.time, kind="stable")
     rows = [(int(owner[j]), series.time[j], series.channel_names[series.channel[j]], series.value[j]) for j in order]
@@ -420,12 +428,12 @@ class TestWrongInput:
             EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 0 * series.labels}))
         with pytest.raises(InputError, match="at least two series with a negative label; got 0 among 50"):
             EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 0 * series.labels + 1}))
-        model = fitted(network="gru")
+        model = gru()
         with pytest.raises(InputError, match="missing"):
             model.predict_proba(simulated(3, M=2))
 
     def test_of_a_stream_is_named(self):
-        stream = fitted(network="gru").stream()
+        stream = gru().stream()
         stream.update("a", 1.0, "0", 2.0)
         with pytest.raises(InputError, match="one of the 3 of training"):
             stream.update("a", 2.0, "pulse", 2.0)
