@@ -35,7 +35,8 @@ def tasks_of(x: Tensor, n_tasks: int) -> Tensor:
     if bool(((tasks < 0) | (tasks >= n_tasks) | (tasks != x[..., -1])).any()):
         lowest, highest = (float(end) for end in x[..., -1].detach().aminmax())
         raise InputError(
-            f"the last column of `X` must be a task, 0 to {n_tasks - 1}; got values from {lowest} to {highest}."
+            f"the last column of `X` must be a task, 0 to {n_tasks - 1}; got values from {lowest} to {highest}. "
+            "An estimator that scales its inputs needs `scale=None`."
         )
     return torch.as_tensor(tasks)
 
