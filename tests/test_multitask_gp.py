@@ -12,7 +12,9 @@ from gpmoe.errors import InputError, NonFiniteError, ShapeError
 from gpmoe.inference import fit
 from gpmoe.kernels.coregionalisation import FreeCoregionalisation, OutlierTaskGate, task_relevance
 from gpmoe.models import ExactGP
-from gpmoe.models.multitask_gp import MultitaskGP, default_kernels, pairwise_correlation, plan_tasks
+from gpmoe.models.multitask_gp import MultitaskGP
+from gpmoe.models.task_plan import plan_tasks
+from gpmoe.models.task_starts import default_kernels, pairwise_correlation
 
 NOT_A_NUMBER = float("nan")
 

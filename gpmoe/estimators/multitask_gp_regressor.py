@@ -27,7 +27,8 @@ from gpmoe.inference.report import FitReport
 from gpmoe.kernels.coregionalisation import Coregionalisation, OutlierTaskGate
 from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.linalg import lapack
-from gpmoe.models.multitask_gp import MultitaskGP, default_kernels, pairwise_correlation
+from gpmoe.models.multitask_gp import MultitaskGP
+from gpmoe.models.task_starts import default_kernels, pairwise_correlation
 
 
 class MultitaskGPRegressor(RegressorMixin, BaseEstimator):
@@ -40,14 +41,14 @@ class MultitaskGPRegressor(RegressorMixin, BaseEstimator):
     Args:
         rank: of each B_q beyond the tasks' own variances; 0 makes tasks independent.
         kernels: a GPyTorch kernel for each component, for inputs of unit variance (for inputs as they are with
-            ``scale=None``), without a scale of its own; copied, never changed. None for Matérn-5/2 with a lengthscale
-            per input.
+            ``scale=None``), without a scale of its own; or kernels of rows (x, t), such as `ConvolvedTaskKernel`, which
+            tell tasks apart themselves. Copied, never changed. None for Matérn-5/2 with a lengthscale per input.
         n_components: how many kernels, that is, scales of length or time, where none are given. Two had the larger
             marginal likelihood on soil, weather and EEG tables; one is cheaper, with Kronecker algebra.
         tasks: "free" for B_q = W W' + diag(v); "outlier" for one gate a task that tells outlying tasks from the rest,
             see `kernels.coregionalisation.OutlierTaskGate`, whose rank is three.
         noise: noise variances in units of y squared, a number or one for each task; None learns them.
-        solver: "auto" for the cheapest exact way, or one of `models.multitask_gp.TaskMethod`; the report names it.
+        solver: "auto" for the cheapest exact way, or one of `models.task_plan.TaskMethod`; the report names it.
         n_restarts: further starts of the optimiser, which run through joblib.
         scale: "standardise" gives each input and each task zero mean and unit variance inside; None leaves them.
         random_state: fixes the further starts.

@@ -1,9 +1,9 @@
 """Kernels as plain data, so that a file can hold one without running code when it is read.
 
 Known are GPyTorch's kernels, constraints and priors of the tables below, exactly (a subclass may compute something
-else), `FeatureKernel` with a network of `gpmoe.features`, and the kernels between tasks. Parameter values are not part of a description; they
-travel as tensors under the names of `named_parameters`. Which modules several kernels share is told by
-`shared_modules`.
+else), `FeatureKernel` with a network of `gpmoe.features`, and the kernels between tasks. Parameter values are not part
+of a description; they travel as tensors under the names of `named_parameters`. Which modules several kernels share is
+told by `shared_modules`.
 """
 
 import importlib
