@@ -307,7 +307,7 @@ def tables(results: Results, small: bool) -> list[Table]:
     }
     shared = [
         "SMSE: over the mean squared distance of test targets from the task's training mean, averaged over tasks.",
-        "By evidence: components and rank of the largest BIC among seven, from training targets alone; its time is that "
+        "By evidence: components and rank of the largest BIC among seven, from training targets alone; its time that "
         "of the seven fits.",
     ]
     return [
