@@ -12,8 +12,8 @@ from gpmoe.early_warning import (
     simulate_stays,
 )
 
-law = StayModel(prevalence=0.3, shift=0.8, correlation_after=0.7)
-train, promise, test = (simulate_stays(n, model=law, seed=seed).series for seed, n in enumerate((400, 200, 200)))
+law = StayModel(prevalence=0.3, shift=0.8, correlation_after=0.7, ramp=24.0, lead=12.0, lengths=(24, 72), earliest=20)
+train, promise, test = (simulate_stays(n, model=law, seed=seed).series for seed, n in enumerate((400, 400, 200)))
 print(train)
 
 # %% fit: a multi-task Gaussian process fills the gaps from the past alone, a causal network reads it
@@ -25,7 +25,7 @@ risk = model.predict_proba(test)
 # %% scores, beside those of the clock, which knows the time since admission alone, and of the best there can be
 for name, score in {"model": risk, "clock": test.grid_times, "optimal": optimal_risk(law, test)}.items():
     card = scorecard(test, score)
-    print(f"{name:>8}: AUROC {card.time_auroc}, utility {card.utility}")
+    print(f"{name:>8}: AUROC {card.time_auroc}, AUPRC {card.time_auprc}")
 
 # %% a threshold with a guarantee: at least 50 % of alarms are true on new stays, with a risk of 10 % of being wrong
 choice = choose_threshold(
@@ -35,7 +35,7 @@ print(choice.reason)
 policy = choice.policy or AlarmPolicy(0.5, latching=True)
 
 # %% the same risks as measurements come in, one at a time; which to order next?
-stay = test[[int((test.event_time < 40).argmax())]]
+stay = test[[8]]
 stream = AlarmStream(model.stream(), every=1.0, policy=policy)
 for time, channel, value in zip(stay.time, stay.channel, stay.value, strict=True):
     for verdict in stream.update("bed 7", time, stay.channel_names[channel], value):
