@@ -286,7 +286,7 @@ def cases(small: bool) -> list[Case]:
 def row(results: Results, data: str, library: str, small: bool) -> list[str]:
     one = case(data, library, small)
     figures = {name: results.median(one, name) for name in ("mae", "smse", "smse_variance", "standardised_log_score")}
-    ours = library == CHOSEN
+    ours = library in (LINEAR, CHOSEN)
     found = results.runs(one)
     how = found[0] if found else {}
     size = f"{how['components']}, {how['rank']}" if "rank" in how and library not in (CONVOLVED, SPECTRAL) else "-"
