@@ -32,7 +32,6 @@ Vector = NDArray[np.float64]
 _ROOT_5 = math.sqrt(5)
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 _BEST = 16  # observed points among which the best is sought
-_DOUBT = 0.05  # variance of a label, squared
 _FAR = 1e3  # standard deviations below the best from where the asymptote of log h is used
 
 
@@ -130,16 +129,17 @@ class NoisyExpectedImprovement:
 
 
 class ProbabilityOfSuccess:
-    """log P(a trial succeeds), Φ(mean / √variance) of a GP fitted to labels of -1 for failure and 1 for success.
+    """weight log P(a trial succeeds), P = Φ(mean / √variance) of a GP on labels, -1 for failure and 1 for success.
 
     Args:
         surrogate: fitted to the labels.
+        weight: more than one avoids failures more than the expected improvement alone would.
 
     Source: Rasmussen and Williams (2006), sec. 6.5, least-squares classification.
     """
 
-    def __init__(self, surrogate: Surrogate) -> None:
-        self.surrogate = surrogate
+    def __init__(self, surrogate: Surrogate, weight: float = 1.0) -> None:
+        self.surrogate, self.weight = surrogate, weight
 
     def __call__(self, X: Matrix) -> Vector:
         """See `Acquisition`."""
@@ -151,12 +151,13 @@ class ProbabilityOfSuccess:
         Z = s.scaled(X)
         k = s.covariance(Z, s.Z)
         kP = k @ s.precision
-        variance = np.maximum(s.scale - np.einsum("ij,ij->i", kP, k), 0.0) + s.noise + _DOUBT
+        variance = np.maximum(s.scale - np.einsum("ij,ij->i", kP, k), 0.0) + s.noise
         mean = s.mean + k @ s.alpha
         z = mean / np.sqrt(variance)
         steep = np.exp(-0.5 * z * z - _LOG_ROOT_2_PI - log_ndtr(z))
         pull = steep[:, None] * (s.alpha / np.sqrt(variance)[:, None] + (z / variance)[:, None] * kP)
-        return log_ndtr(z), pull_back(pull, Z, s.Z, s.scale) * s.slopes(X)
+        slope = pull_back(pull, Z, s.Z, s.scale) * s.slopes(X)
+        return self.weight * log_ndtr(z), self.weight * slope
 
 
 class Sum:

@@ -92,7 +92,7 @@ def evidence_of(encoding: Encoding, view: View, *, maximise: bool) -> Evidence:
     """What the trials of a view tell, in the coordinates of a space.
 
     Completed trials tell their value, pruned ones the last value that they reported, failed ones that they failed,
-    unless it was their process that ended. Values are cut to ±1e300; trials outside the space are left out.
+    unless it was their process that ended. Trials outside the space are left out.
     """
     told: list[tuple[FrozenTrial, float]] = []
     failed: list[FrozenTrial] = []
@@ -104,7 +104,7 @@ def evidence_of(encoding: Encoding, view: View, *, maximise: bool) -> Evidence:
         else:
             told.append((trial, value))
     inside = [(trial, value) for trial, value in told if _fits(trial, encoding)]
-    y = np.array([value for _, value in inside], dtype=np.float64).clip(-1e300, 1e300)
+    y = finite(np.array([value for _, value in inside], dtype=np.float64))
     return Evidence(
         C=_coordinates(encoding, [trial for trial, _ in inside]),
         y=y if maximise else -y,
@@ -112,6 +112,13 @@ def evidence_of(encoding: Encoding, view: View, *, maximise: bool) -> Evidence:
         failed=_coordinates(encoding, [trial for trial in failed if _fits(trial, encoding)]),
         pending=_coordinates(encoding, [trial for trial in view.pending if _fits(trial, encoding)]),
     )
+
+
+def finite(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Outcomes ``(n,)`` divided by the largest finite magnitude; infinite ones lie one magnitude beyond it."""
+    is_finite = np.isfinite(y)
+    largest = np.abs(y[is_finite]).max(initial=0.0)
+    return np.where(is_finite, np.where(is_finite, y, 0.0) / (largest or 1.0), 2 * np.sign(y))
 
 
 SUGGESTED = "gpmoe:suggested"  # system attribute with the parameters of a trial, before it was asked for them

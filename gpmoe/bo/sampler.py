@@ -58,7 +58,7 @@ class GPMoESampler(BaseSampler):
         seed: int | None = None,
         *,
         space: Space | None = None,
-        n_startup_trials: int = 8,
+        n_startup_trials: int = 6,
         lease_seconds: float = 3600.0,
     ) -> None:
         if n_startup_trials < 1 or not lease_seconds > 0:
@@ -144,7 +144,9 @@ class GPMoESampler(BaseSampler):
         seen = np.concatenate([evidence.C, evidence.failed, evidence.pending])
         rng = np.random.default_rng(_counter(seed, "scattered", str(number)))
         sequence = qmc.Sobol(len(encoding.names), seed=np.random.default_rng(_counter(seed, "start", "")))
-        c = encoding.active(encoding.draw(sequence.fast_forward(number % 2**20).random(1)))
+        if number:  # SciPy can't go forward by nothing
+            sequence.fast_forward(number % 2**20)
+        c = encoding.active(encoding.draw(sequence.random(1)))
         search = Search(encoding, seen, rng=rng)
         if search.is_new(c[0]) and encoding.allowed(c)[0]:
             return encoding.configuration(c[0])

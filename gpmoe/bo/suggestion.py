@@ -20,6 +20,7 @@ Vector = NDArray[np.float64]
 
 _INCUMBENTS = 5
 _LEVELS_TO_WARP = 5
+_MOST_WEIGHT = 10.0
 _MOST = 1000  # trials that a surrogate is fitted to: the best half of them and the latest
 
 
@@ -89,11 +90,16 @@ def fit_outcomes(encoding: Encoding, C: Matrix, y: Vector, rng: np.random.Genera
 
 
 def fit_success(encoding: Encoding, evidence: Evidence, rng: np.random.Generator) -> ProbabilityOfSuccess:
-    """The GP of which trials fail."""
+    """The GP of which trials fail.
+
+    Its weight grows with the failures: where improvements elsewhere have become small, likely failures would be tried
+    again and again for the large ones that nobody can rule out there.
+    """
     C = np.concatenate([evidence.C, evidence.failed])[-_MOST:]
     labels = np.concatenate([np.ones(len(evidence.C)), -np.ones(len(evidence.failed))])[-_MOST:]
     plain = Layout(encoding.owner, np.empty(0, dtype=np.intp))
-    return ProbabilityOfSuccess(fit_surrogate(encoding.inputs(C), labels, plain, rng=rng))
+    weight = min(1.0 + len(evidence.failed), _MOST_WEIGHT)
+    return ProbabilityOfSuccess(fit_surrogate(encoding.inputs(C), labels, plain, rng=rng), weight)
 
 
 def layout_of(encoding: Encoding) -> Layout:

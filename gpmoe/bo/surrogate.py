@@ -143,7 +143,7 @@ class Evidence:
 
     def scaled(self, X: Matrix, theta: Vector) -> Matrix:
         """Z of inputs, ``(d, m)``."""
-        W = np.ascontiguousarray(X.T)
+        W = np.array(X.T, order="C")  # a copy, also of one row
         warped = self.layout.warped
         if len(warped):
             x = W[warped].clip(_EDGE, 1 - _EDGE)
