@@ -113,7 +113,7 @@ def _born(pid: int) -> int:
 
 @contextmanager
 def renewed(study: "Study", trial: FrozenTrial, seconds: float) -> Iterator[None]:
-    """Renew a trial's lease every third of its length for as long as a block runs, for hosts that can't see the process."""
+    """Renew a trial's lease, every third of its length, while a block runs: other hosts can't see the process."""
     done = Event()
 
     def renew() -> None:

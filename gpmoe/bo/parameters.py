@@ -276,11 +276,12 @@ def _level(value: float, parameter: Float | Int) -> int:
 
 def _number(parameter: Float | Int, value: Value) -> float:
     whole = isinstance(parameter, Int)
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not is_number or not parameter.low <= value <= parameter.high or (whole and value != int(value)):
-        kind = "a whole number" if whole else "a number"
-        raise InputError(f"expected {kind} from {parameter.low} to {parameter.high}; got {value!r}.")
-    return float(value)
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        inside = parameter.low <= value <= parameter.high
+        if inside and (not whole or value == int(value)):
+            return float(value)
+    kind = "a whole number" if whole else "a number"
+    raise InputError(f"expected {kind} from {parameter.low} to {parameter.high}; got {value!r}.")
 
 
 def _index(parameter: Categorical | Ordinal | Fixed, value: Value) -> int:

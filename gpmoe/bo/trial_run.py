@@ -24,7 +24,7 @@ def run_trial(study: Study, objective: Objective, space: Space, *, lease_seconds
 
     The objective is called with the configuration, and with Optuna's trial if it takes a second argument, to report
     intermediate values and to be pruned. A trial fails if the objective raises, or returns anything but one finite
-    number; why stands in the trial's user attribute ``error``. If the process is interrupted, the trial is failed first.
+    number; why stands in the trial's user attribute ``error``. If the process is interrupted, it fails the trial first.
 
     Args:
         study: with a sampler of this package.

@@ -33,9 +33,7 @@ def sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     searched = Space.from_file(space)
     load_objective(objective)
-    say(
-        f"{trials} trials by {workers} {'process' if workers == 1 else 'processes'} on {storage}; Ctrl-C stops, --resume goes on"
-    )
+    say(f"{trials} trials by {workers} worker{'s' * (workers > 1)} on {storage}; Ctrl-C stops, --resume goes on")
     study = sweep(
         objective,
         searched,
