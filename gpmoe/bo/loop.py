@@ -1,6 +1,7 @@
 """Optimisation loops within one process: ask and tell, and `minimise` and `maximise` over them."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import optuna
 from optuna.trial import Trial, TrialState
@@ -9,6 +10,8 @@ from gpmoe.bo.sampler import GPMoESampler
 from gpmoe.bo.space import Configuration, Space
 from gpmoe.bo.trial_run import Objective, number, run_trial
 from gpmoe.errors import InputError
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class AskTell:
 
     def __init__(self, space: Space, *, maximise: bool = False, seed: int | None = None) -> None:
         self.space = space
-        direction = "maximize" if maximise else "minimize"
+        direction: Direction = "maximize" if maximise else "minimize"
         self.study = optuna.create_study(direction=direction, sampler=GPMoESampler(seed, space=space))
         self._asked: dict[int, Trial] = {}
 
@@ -126,7 +129,7 @@ def best_of(study: optuna.Study) -> Optimum:
     return Optimum(dict(best.params), float(best.value or 0.0), study)
 
 
-def _optimise(f: Objective, space: Space, n_trials: int, seed: int | None, direction: str) -> Optimum:
+def _optimise(f: Objective, space: Space, n_trials: int, seed: int | None, direction: Direction) -> Optimum:
     if n_trials < 1:
         raise InputError(f"`n_trials` must be at least 1; got {n_trials}.")
     study = optuna.create_study(direction=direction, sampler=GPMoESampler(seed, space=space))

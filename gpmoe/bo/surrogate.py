@@ -125,7 +125,7 @@ class Evidence:
         u = (theta - self._middle) / self._spread
         return value - 0.5 * float(u @ u), slope - u / self._spread
 
-    def factorise(self, theta: Vector) -> tuple[Matrix, tuple[Vector, ...], torch.Tensor, Vector]:
+    def factorise(self, theta: Vector) -> tuple[Matrix, fused.Packed, torch.Tensor, Vector]:
         """Z, the packed kernel, the factor of C and α."""
         Z = self.scaled(self.X, theta)
         n, d = self.X.shape

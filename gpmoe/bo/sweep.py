@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState
@@ -106,7 +106,7 @@ def load_objective(place: str) -> Objective:
 
 def _open(space: Space, storage: str, name: str, maximise: bool, resume: bool, seed: int | None) -> optuna.Study:
     """The study of a sweep, made if it is not there."""
-    direction = "maximize" if maximise else "minimize"
+    direction: Literal["maximize", "minimize"] = "maximize" if maximise else "minimize"
     known = name in optuna.get_all_study_names(storage) if storage != "sqlite://" else False
     if known and not resume:
         raise InputError(f"there is a study `{name}` in {storage} already; resume it, or take another name.")
