@@ -138,6 +138,7 @@ def test_a_resumed_study_goes_on_as_if_it_had_not_stopped(storage: str, tmp_path
         assert replay(second, trial.number, sampler) == trial.params
 
 
+@pytest.mark.slow
 def test_where_trials_fail_is_learned() -> None:
     study = study_of(GPMoESampler(seed=0))
     study.optimize(lambda t: math.nan if (x := t.suggest_float("x", 0, 1)) < 0.5 else (x - 0.6) ** 2, n_trials=40)
