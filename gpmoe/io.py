@@ -32,9 +32,12 @@ _MISFITS = (
     GPMoEError,
 )
 _LOADABLE = {  # classes that a file may name, and where they live
+    "ClockClassifier": "gpmoe.estimators.series_baselines",
+    "DTWNeighboursClassifier": "gpmoe.estimators.series_baselines",
     "EarlyWarningClassifier": "gpmoe.estimators.early_warning_classifier",
     "GPRegressor": "gpmoe.estimators.gp_regressor",
     "GridGPRegressor": "gpmoe.estimators.grid_gp_regressor",
+    "HandFeatureClassifier": "gpmoe.estimators.series_baselines",
     "LocalExpertsRegressor": "gpmoe.estimators.local_experts_regressor",
     "MixtureOfExpertsClassifier": "gpmoe.estimators.mixture_of_experts_classifier",
     "MixtureOfExpertsRegressor": "gpmoe.estimators.mixture_of_experts_regressor",

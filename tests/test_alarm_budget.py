@@ -111,6 +111,22 @@ def test_what_can_not_be_had_is_said_to_be_so() -> None:
     assert not constant.attainable
 
 
+def test_where_every_series_ends_in_the_event_lower_thresholds_warn_earlier() -> None:
+    """All largest risks are alike, so that candidates among them would warn at the very end alone."""
+    N, T, rng = 200, 100, np.random.default_rng(0)
+    left = np.tile(np.arange(T, 0.0, -1), N)
+    series = RaggedSeries.from_arrays(
+        [], [], [], np.zeros(N + 1, int), n_channels=1, grid_times=np.tile(np.arange(float(T)), N),
+        grid_offsets=T * np.arange(N + 1), event_time=np.full(N, float(T)),
+    )  # fmt: skip
+    risk = np.exp(-left / 20 + 0.1 * rng.standard_normal(N)[series.grid_owner])
+    choice = choose_threshold(series, risk, ONCE, AlarmBudget(precision=0.8), window=WINDOW)
+    assert choice.policy is not None
+    found = tally(series, choice.policy.alarms(series, risk).raised, WINDOW)
+    assert found.true.mean() > 0.8
+    assert np.nanmedian(found.lead) > 18.0  # of the 24 that the window allows
+
+
 def test_policies_without_a_bound_and_empty_budgets_are_refused() -> None:
     series, risk = drawn(*population(), 50, 0)
     with pytest.raises(InputError, match=r"latching=True.*max_alarms"):

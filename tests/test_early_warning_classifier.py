@@ -1,21 +1,32 @@
 """The early-warning classifier: causal, batch-invariant, the same as a stream and from a file."""
 
+import copy
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import logit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import gpmoe
-from gpmoe.early_warning import RaggedSeries
+from gpmoe.early_warning import RaggedSeries, risk_fitting
 from gpmoe.early_warning.boosted_trees import BoostedTrees, boosting
 from gpmoe.early_warning.causality import largest_leak
+from gpmoe.early_warning.hand_features import hand_features
+from gpmoe.early_warning.horizon_labels import horizon_labels
+from gpmoe.early_warning.next_measurement import next_measurement_of_series
 from gpmoe.early_warning.recalibration import Calibration
 from gpmoe.early_warning.risk_inputs import batch_of, carried_forward
 from gpmoe.early_warning.risk_network import class_targets, hazard_targets, log_survival, loss, padded, risk
 from gpmoe.errors import InputError, NonFiniteError
 from gpmoe.estimators.early_warning_classifier import EarlyWarningClassifier
 from gpmoe.estimators.series_baselines import ClockClassifier, DTWNeighboursClassifier, HandFeatureClassifier
+from gpmoe.estimators.series_classifier import _parts
 
 KINDS = {
     "tcn": {"network": "tcn", "n_blocks": 2},
@@ -27,7 +38,10 @@ KINDS = {
     "joint": {"network": "gru", "learn_adapter": "joint"},
     "draws": {"network": "gru", "n_draws": 2},
     "two members": {"network": "gru", "n_members": 2},
-    "trees": {"network": "trees", "max_trees": 5},
+    "trees": {"network": "trees"},
+    "trees, two members": {"network": "trees", "n_members": 2},
+    "trees and gru": {"network": ["trees", "gru"]},
+    "experts": {"network": "gru", "n_experts": 3},
     "hazard": {"network": "gru", "head": "hazard", "horizon": 4.0, "n_bins": 2},
 }
 
@@ -60,9 +74,23 @@ def simulated(N: int = 50, M: int = 3, seed: int = 0, tasks: int = 0) -> RaggedS
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_fits():
+    """Of the Gaussian process, whose accuracy nothing here depends on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(risk_fitting, "_ADAPTER_SERIES", 6)
+        yield
+
+
 def fitted(**options: object) -> EarlyWarningClassifier:
     arguments = {"hidden": 6, "max_epochs": 3, "batch_size": 16, "random_state": 0, **options}
     return EarlyWarningClassifier(**arguments).fit(simulated())
+
+
+@functools.cache
+def gru() -> EarlyWarningClassifier:
+    """For tests that leave it as it is."""
+    return fitted(network="gru")
 
 
 @pytest.fixture(scope="module", params=list(KINDS), ids=list(KINDS))
@@ -114,7 +142,7 @@ class TestEveryNetwork:
 
 
 def test_a_planted_leak_is_caught():
-    model = fitted(network="gru")
+    model = copy.deepcopy(gru())
     adapter = model.adapter_
     assert largest_leak(model.predict_proba, simulated(8, seed=4), cuts=3) < 1e-6
     adapter.posterior = adapter.smoothed  # all data at each time
@@ -140,14 +168,23 @@ def test_the_seed_fixes_every_result_and_leaves_the_global_one_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = fitted(network="tcn", n_blocks=2, dropout=0.2).predict_proba(simulated(5, seed=2))
+    first = fitted(network="tcn", n_blocks=2).predict_proba(simulated(5, seed=2))
     assert torch.rand(1) == expected
-    second = fitted(network="tcn", n_blocks=2, dropout=0.2).predict_proba(simulated(5, seed=2))
+    second = fitted(network="tcn", n_blocks=2).predict_proba(simulated(5, seed=2))
     assert np.array_equal(first, second)
 
 
-def test_several_tasks_share_a_body():
-    model = EarlyWarningClassifier("gru", hidden=4, max_epochs=2, random_state=0).fit(simulated(tasks=2))
+def test_a_fit_that_fails_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    with pytest.raises(InputError, match="lower `learning_rate`"):
+        fitted(network="tcn", adapter="carry_forward", learning_rate=np.inf)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("n_experts", [0, 3])
+def test_several_tasks_share_a_body(n_experts):
+    model = EarlyWarningClassifier("gru", hidden=4, max_epochs=2, n_experts=n_experts, random_state=0)
+    model.fit(simulated(tasks=2))
     fresh = simulated(5, seed=2)
     assert model.predict_proba(fresh).shape == (65, 2)
     assert model.predict_proba_series(fresh).shape == (5, 2)
@@ -160,8 +197,49 @@ def test_labels_of_series_are_scored_at_the_last_grid_time():
     assert np.array_equal(model.predict_proba_series(whole), model.predict_proba(whole)[12::13])
 
 
+@pytest.mark.parametrize("network", ["tcn", "trees"])
+def test_the_last_risk_of_a_past_is_that_of_the_whole_at_its_end(network):
+    series = simulated()
+    model = EarlyWarningClassifier(network, hidden=4, max_epochs=2, random_state=0).fit(series)
+    assert model.predict_proba_last(series.until(5.0)) == pytest.approx(model.predict_proba(series)[5::13], abs=1e-6)
+    with pytest.raises(InputError, match="has no grid time"):
+        model.predict_proba_last(series.until(-1.0))
+
+
+def test_a_committee_averages_log_odds():
+    series, fresh = simulated(), simulated(5, seed=2)
+    both, *alone = (
+        EarlyWarningClassifier(network, hidden=4, max_epochs=2, calibration=None, random_state=0).fit(series)
+        for network in (["trees", "gru"], "trees", ["gru"])
+    )
+    odds = [logit(each.predict_proba(fresh)) for each in alone]
+    assert logit(both.predict_proba(fresh)) == pytest.approx(np.mean(odds, axis=0), abs=1e-5)
+
+
+def test_series_that_all_end_in_the_event_teach_by_their_earlier_times():
+    series = simulated(24)
+    run_to_failure = horizon_labels(dataclasses.replace(series, event_time=np.full(24, 11.0)), 4.0)
+    assert (run_to_failure.series_labels == 1).all()
+    for model in (
+        ClockClassifier(random_state=0),
+        EarlyWarningClassifier("gru", "carry_forward", hidden=4, max_epochs=2, random_state=0),
+    ):
+        risk = model.fit(run_to_failure).predict_proba(run_to_failure)
+        assert risk.shape == (24 * 13,)
+
+
+def test_a_kind_of_series_with_one_member_trains():
+    series = simulated(12)
+    labels = np.repeat(np.arange(12) > 0, 13).astype(float)
+    labels[13::13] = 0.0  # the first time of each series but one
+    mixed = dataclasses.replace(series, labels=labels)
+    training, validation = _parts(mixed, labels[:, None], 0.5, 0)
+    assert 0 in training.ids
+    assert (len(training), len(validation)) == (6, 6)
+
+
 def test_contributions_sum_to_the_change_of_the_logit():
-    model, series = fitted(network="gru"), simulated(9, seed=5)
+    model, series = gru(), simulated(9, seed=5)
     one = series[[int(np.argmax(np.diff(series.offsets)))]]
     found = model.explain(one, 9.0, steps=64)
     assert found.contribution.sum() == pytest.approx(found.logit - found.baseline, abs=2e-3)
@@ -169,8 +247,16 @@ def test_contributions_sum_to_the_change_of_the_logit():
     assert sum(part for _, part in found.by_channel()) == pytest.approx(found.contribution.sum())
 
 
+def test_the_next_measurement_is_that_of_the_stream():
+    model, series = gru(), simulated(9, seed=5)
+    found = model.next_measurement(series[[3]], 5.0)
+    assert found == next_measurement_of_series(model.stream(), series[[3]], 5.0)
+    assert found.risk == pytest.approx(model.predict_proba(series[[3]])[5], abs=0.1)
+    assert {each.channel for each in found.ranked} == {"0", "1", "2"}
+
+
 def test_draws_of_the_risk_spread_around_it_and_do_not_depend_on_the_batch():
-    model, series = fitted(network="gru"), simulated(6, seed=5)
+    model, series = gru(), simulated(6, seed=5)
     draws = model.predict_risk_draws(series, n_draws=40)
     assert draws.shape == (40, 78)
     assert draws.std(0).mean() > 1e-4
@@ -178,7 +264,7 @@ def test_draws_of_the_risk_spread_around_it_and_do_not_depend_on_the_batch():
 
 
 def test_scores_of_a_stream_come_at_each_grid_time_once():
-    model, series = fitted(network="gru"), simulated(4, seed=6)
+    model, series = gru(), simulated(4, seed=6)
     owner = series.owner
     order = np.argsort(series.time, kind="stable")
     rows = [(int(owner[j]), series.time[j], series.channel_names[series.channel[j]], series.value[j]) for j in order]
@@ -229,7 +315,26 @@ class TestBaselines:
         model.fit(simulated())
         assert largest_leak(model.predict_proba, simulated(10, seed=1), cuts=3) < 1e-6
 
-    def test_neighbours_know_no_future_and_find_like_series(self):
+    @pytest.mark.parametrize("model", MODELS, ids=["clock", "boosting", "logistic"])
+    def test_are_the_same_from_a_file(self, model, tmp_path):
+        fresh = simulated(10, seed=1, tasks=2)
+        model.fit(simulated(tasks=2)).save(tmp_path / "model.gpmoe")
+        loaded = gpmoe.load(tmp_path / "model.gpmoe")
+        assert np.array_equal(loaded.predict_proba(fresh), model.predict_proba(fresh))
+        assert loaded.get_params() == model.get_params()
+        assert loaded.predict_proba(fresh).shape == (130, 2)
+
+    def test_logistic_regression_is_that_of_scikit_learn(self):
+        model = HandFeatureClassifier("logistic", calibration=None, random_state=0).fit(simulated())
+        seed = int(np.random.RandomState(0).randint(2**31))
+        training, _ = _parts(simulated(), simulated().labels[:, None], 0.1, seed)
+        fresh = simulated(10, seed=1)
+        X, X_new = (np.where(np.isnan(each), model.centers_, each) for each in map(hand_features, (training, fresh)))
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=150))
+        expected = pipeline.fit(X, training.labels).predict_proba(X_new)[:, 1]
+        assert model.predict_proba(fresh) == pytest.approx(expected, abs=1e-5)
+
+    def test_neighbours_know_no_future_and_find_like_series(self, tmp_path):
         pytest.importorskip("dtaidistance")
         for combine in ("distances", "scores"):
             model = DTWNeighboursClassifier(5, combine, random_state=0).fit(simulated())
@@ -237,6 +342,10 @@ class TestBaselines:
             assert largest_leak(model.predict_proba, fresh, cuts=2) < 1e-6
             risks = model.predict_proba_series(fresh)
             assert risks[1::2].mean() > risks[::2].mean()
+            assert np.array_equal(model.predict_proba_last(fresh), model.predict_proba(fresh)[12::13])
+            model.save(tmp_path / "model.gpmoe")
+            loaded = gpmoe.load(tmp_path / "model.gpmoe")
+            assert np.array_equal(loaded.predict_proba(fresh), model.predict_proba(fresh))
 
 
 class TestTrees:
@@ -248,8 +357,20 @@ class TestTrees:
         expected = boosting(30, 0.06, 1).fit(X, y).predict_proba(X)[:, 1]
         assert trees.predict(X) == pytest.approx(expected, abs=1e-12)
 
+    def test_are_as_many_as_predict_others_best_and_average_their_log_odds(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((3000, 4)).astype(np.float32)
+        y = (X[:, 0] + 2 * rng.standard_normal(3000) > 0).astype(float)
+        kept = BoostedTrees.grow(X[:1000], y[:1000], (X[1000:], y[1000:]), max_iter=60)
+        prefixes = [BoostedTrees.grow(X[:1000], y[:1000], max_iter=n) for n in range(1, 61)]
+        losses = [log_loss(y[1000:], each.predict(X[1000:])) for each in prefixes]
+        assert len(kept.starts) == 1 + np.argmin(losses) < 60
+        two = [prefixes[4], BoostedTrees.grow(X, y, max_iter=3, seed=1)]
+        expected = np.mean([logit(each.predict(X)) for each in two], axis=0)
+        assert logit(BoostedTrees.averaged(two).predict(X)) == pytest.approx(expected, abs=1e-10)
+
     def test_have_no_gradient_to_explain(self):
-        model = fitted(network="trees", max_trees=3)
+        model = fitted(network="trees")
         with pytest.raises(InputError, match="Fit a 'tcn' or a 'gru'"):
             model.explain(simulated(3)[[0]], 5.0)
         with pytest.raises(InputError, match="Fit a 'tcn' or a 'gru'"):
@@ -305,12 +426,14 @@ class TestWrongInput:
             EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 2 * series.labels}))
         with pytest.raises(InputError, match="at least two series with a positive"):
             EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 0 * series.labels}))
-        model = fitted(network="gru")
+        with pytest.raises(InputError, match="at least two series with a negative label; got 0 among 50"):
+            EarlyWarningClassifier().fit(RaggedSeries(**{**vars(series), "labels": 0 * series.labels + 1}))
+        model = gru()
         with pytest.raises(InputError, match="missing"):
             model.predict_proba(simulated(3, M=2))
 
     def test_of_a_stream_is_named(self):
-        stream = fitted(network="gru").stream()
+        stream = gru().stream()
         stream.update("a", 1.0, "0", 2.0)
         with pytest.raises(InputError, match="one of the 3 of training"):
             stream.update("a", 2.0, "pulse", 2.0)

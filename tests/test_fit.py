@@ -254,6 +254,13 @@ def test_a_model_without_free_parameters_is_reported_as_it_stands(table: Table) 
     assert (report.converged, report.reason, report.iterations) == (True, "no free parameters", 0)
 
 
+def test_a_start_at_the_top_is_reported_with_its_value(table: Table) -> None:
+    gp = ExactGP(*table)
+    for _ in range(3):  # the second and third start where the one before ended
+        report = fit(gp)
+    assert report.objective_trace[-1] == pytest.approx(total(gp), abs=1e-9)
+
+
 def test_stopping_early_warns_once_with_the_number_and_is_reported(table: Table) -> None:
     gp = ExactGP(*table)
     with pytest.warns(NotConvergedWarning, match="stopped after 1 iterations before it converged") as caught:

@@ -10,9 +10,19 @@ from torch import Tensor
 
 from gpmoe.errors import InputError, NonFiniteError, ShapeError
 from gpmoe.inference import fit
-from gpmoe.kernels.coregionalisation import FreeCoregionalisation, OutlierTaskGate, task_relevance
+from gpmoe.inference.fit_components import fit_components, penalised_evidence
+from gpmoe.kernels import (
+    ConvolvedTaskKernel,
+    FreeCoregionalisation,
+    OutlierTaskGate,
+    SpectralTaskKernel,
+    TaskKernel,
+    task_relevance,
+)
 from gpmoe.models import ExactGP
-from gpmoe.models.multitask_gp import MultitaskGP, default_kernels, pairwise_correlation, plan_tasks
+from gpmoe.models.multitask_gp import MultitaskGP
+from gpmoe.models.task_plan import plan_tasks
+from gpmoe.models.task_starts import default_kernels, pairwise_correlation
 
 NOT_A_NUMBER = float("nan")
 
@@ -311,3 +321,55 @@ def test_relevance_is_least_squares_without_a_penalty_and_sparse_with_one() -> N
     assert task_relevance(B, 0, penalty=1.0).tolist() == [0.0] * 4
     with pytest.raises(InputError, match="`target`"):
         task_relevance(B, 4)
+
+
+def test_kernels_that_tell_tasks_apart_are_taken_as_they_are() -> None:
+    X, Y = table(d=2)
+    tasks = FreeCoregionalisation(3, rank=2)
+    base = RBFKernel(ard_num_dims=2).double()
+    base.lengthscale = torch.tensor([0.7, 1.2])
+    convolved = ConvolvedTaskKernel(tasks, n_inputs=2)
+    convolved.lengthscales = torch.tensor([0.7, 1.2], dtype=torch.float64).repeat(3, 1)
+    apart = MultitaskGP(X, Y, kernels=[base], coregionalisations=[tasks], noise=0.2)
+    rows = new_rows(apart)
+    for kernel in (TaskKernel(base, tasks), convolved):
+        gp = MultitaskGP(X, Y, kernels=[kernel], noise=0.2)
+        assert gp.plan.method == "dense"
+        assert number(gp.log_marginal_likelihood()) == pytest.approx(number(apart.log_marginal_likelihood()))
+        for found, expected in zip(gp.latent(rows), apart.latent(rows), strict=True):
+            assert torch.allclose(found, expected)
+        for found, expected in zip(gp.marginals(rows), apart.marginals(rows), strict=True):
+            assert torch.allclose(found, expected)
+    with pytest.raises(InputError, match="of 3 tasks"):
+        MultitaskGP(X, Y, kernels=[SpectralTaskKernel(2, 2)])
+    with pytest.raises(InputError, match="none beside"):
+        MultitaskGP(X, Y, kernels=[convolved], coregionalisations=[tasks])
+
+
+def test_the_gradient_reaches_the_widths_of_tasks() -> None:
+    X, Y = table(n=5, missing=2)
+    kernel = ConvolvedTaskKernel(FreeCoregionalisation(3, rank=1), n_inputs=1)
+    gp = scattered(MultitaskGP(X, Y, kernels=[kernel]))
+    gp.log_marginal_likelihood().backward()
+    slope = kernel.raw_lengthscales.grad
+    for t in range(3):
+        here, ends = number(kernel.raw_lengthscales[t, 0]), []
+        for step in (1e-5, -1e-5):
+            kernel.raw_lengthscales.data[t, 0] = here + step
+            ends.append(number(gp.log_marginal_likelihood()))
+        kernel.raw_lengthscales.data[t, 0] = here
+        assert number(slope[t, 0]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
+
+
+def test_components_are_added_while_they_pay() -> None:
+    x = torch.linspace(0, 6, 30, dtype=torch.float64).unsqueeze(-1)
+    generator = torch.Generator().manual_seed(0)
+    Y = x.sin() + 0.05 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
+    alone, report = fit_components(lambda number: MultitaskGP(x, Y, n_components=number, noise=0.0025))
+    assert len(alone.kernels) == 1
+    assert report.objective_trace[-1] > report.objective_trace[0]
+    noises = {1: 1.0, 2: 0.0025, 3: 1.0}  # the second candidate is the best
+    second, _ = fit_components(lambda number: MultitaskGP(x, Y, noise=noises[number]))
+    assert number(second.noise()[0]) == pytest.approx(0.0025)
+    penalty = 0.5 * math.log(30) * sum(p.numel() for p in second.parameters() if p.requires_grad)
+    assert penalised_evidence(second) == pytest.approx(number(naive_log_likelihood(second)) - penalty)

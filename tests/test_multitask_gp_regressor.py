@@ -13,6 +13,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import gpmoe
 from gpmoe import GPRegressor, MultitaskGPRegressor
 from gpmoe.errors import FileFormatError, InputError, NonFiniteError, ShapeError
+from gpmoe.kernels import ConvolvedTaskKernel, FreeCoregionalisation
 
 Array = NDArray[np.float64]
 
@@ -125,8 +126,10 @@ def test_a_single_task_is_a_single_gp(rows: tuple[Array, Array]) -> None:
         {"n_components": 2, "rank": 2},
         {"tasks": "outlier", "noise": [0.01, 1.0, 0.01], "random_state": 3, "n_restarts": 1},
         {"kernels": [RBFKernel(), MaternKernel(nu=1.5)], "solver": "dense", "noise": 0.01},
+        {"kernels": [ConvolvedTaskKernel(FreeCoregionalisation(3), n_inputs=2)], "noise": 0.01},
+        {"n_components": "auto"},
     ],
-    ids=["plain", "linear model", "gate", "own kernels"],
+    ids=["plain", "linear model", "gate", "own kernels", "convolved", "auto"],
 )
 def test_a_file_holds_everything(options: dict[str, object], rows: tuple[Array, Array], tmp_path: Path) -> None:
     X, Y = rows
@@ -174,5 +177,7 @@ def test_targets_that_do_not_fit_are_refused(rows: tuple[Array, Array]) -> None:
         model.fit(X, np.where(np.arange(3) == 2, np.nan, Y))
     with pytest.raises(InputError, match="'free' or 'outlier'"):
         clone(model).set_params(tasks="odd").fit(X, Y)
+    with pytest.raises(InputError, match="a number or 'auto'"):
+        clone(model).set_params(n_components="many").fit(X, Y)
     with pytest.raises(ShapeError, match="`noise`"):
         clone(model).set_params(noise=[1.0, 2.0]).fit(X, Y)

@@ -1,5 +1,7 @@
 """The value of the next measurement, against brute force and closed forms."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,7 @@ def stays(N: int = 40, seed: int = 0) -> RaggedSeries:
     )  # fmt: skip
 
 
+@functools.cache
 def model_of(network: str, **options) -> EarlyWarningClassifier:
     arguments = {"hidden": 6, "max_epochs": 3, "n_blocks": 1, "random_state": 0, "inputs": ["mean"], **options}
     return EarlyWarningClassifier(network, **arguments).fit(stays())
@@ -140,6 +143,6 @@ def test_needs_the_gaussian_process() -> None:
     with pytest.raises(InputError, match="needs adapter='mgp'"):
         next_measurement_of_series(model.stream(), stays(1), 3.0)
     with pytest.raises(InputError, match="reads the posterior mean"):
-        next_measurement_of_series(model_of("gru", inputs=["variance"]).stream(), stays(1), 3.0)
+        next_measurement_of_series(model_of("gru", inputs=("variance",)).stream(), stays(1), 3.0)
     with pytest.raises(InputError, match="must be a single one"):
         next_measurement_of_series(model_of("gru").stream(), stays(2), 3.0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_diabetes
@@ -111,6 +112,19 @@ def test_text_among_the_inputs_is_named_with_a_remedy(model: Any) -> None:
         model.fit(X.assign(bp=[0.0, 1.0, np.nan, 0.0, 1.0, 0.0]), y)
 
 
+@pytest.mark.parametrize("model", [*REGRESSORS.values(), CLASSIFIER], ids=[*REGRESSORS, "classifier"])
+def test_dates_among_the_inputs_are_named_with_a_remedy(model: Any) -> None:
+    X, y = diabetes(6)
+    y = y > 100 if model is CLASSIFIER else y
+    days = np.arange("2026-01-01", "2026-01-07", dtype="datetime64[D]").astype("datetime64[ns]")
+    with pytest.raises(InputError, match=r"column 3 \('day'\) is of datetime64\[ns\].*hours since"):
+        model.fit(X.assign(day=days), y)
+    with pytest.raises(InputError, match=r"column 0 \('day'\) is of Datetime"):
+        model.fit(pl.DataFrame({"day": days}), y)
+    with pytest.raises(InputError, match=r"its entries are of datetime64"):
+        model.fit(days[:, None], y)
+
+
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_a_label_that_is_missing_is_named(missing: Any) -> None:
     with pytest.raises(NonFiniteError, match="NaN, None or infinity: first at row 1"):
@@ -135,6 +149,7 @@ def test_a_label_that_is_missing_is_named(missing: Any) -> None:
         (MixtureOfExpertsClassifier(max_iterations=-1), "None or a whole number of at least 1; got -1"),
         (LocalExpertsRegressor(points_per_expert="few"), "`points_per_expert` must be a whole number"),
         (LocalExpertsRegressor(n_nearest=0), "`n_nearest` must be None or a whole number of at least 1; got 0"),
+        (LocalExpertsRegressor(shared="no"), "`shared` must be True or False; got 'no'"),
         (LocalExpertsRegressor(degree=1.5), "`degree` must be a whole number of at least 1; got 1.5"),
         (LocalExpertsRegressor(kernel="rbf"), "`kernel` must be a GPyTorch kernel"),
         (LocalExpertsRegressor(noise=-1.0), "`noise` is a variance and must be positive and finite"),

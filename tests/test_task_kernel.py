@@ -1,18 +1,30 @@
 """Kernels of rows (x, task): single models become multi-task ones, as experts of a mixture too."""
 
 import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from gpytorch.kernels import MaternKernel, RBFKernel
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel
 from torch import Tensor
 
-from gpmoe.errors import InputError
+import gpmoe
+from gpmoe import GPRegressor, MixtureOfExpertsRegressor
+from gpmoe.errors import InputError, UnsupportedKernelError
 from gpmoe.gates.multi_gate import MultiGate
 from gpmoe.gates.softmax import SoftmaxGate
 from gpmoe.inference.vbem import fit_mixture
-from gpmoe.kernels.coregionalisation import FreeCoregionalisation
-from gpmoe.kernels.task_kernel import TaskKernel
+from gpmoe.kernels import (
+    ConvolvedTaskKernel,
+    FreeCoregionalisation,
+    OutlierTaskGate,
+    SpectralTaskKernel,
+    TaskKernel,
+)
+from gpmoe.kernels.description import build_kernel, describe_kernel
 from gpmoe.models import ExactGP, MixtureOfExperts
 from gpmoe.models.multitask_gp import MultitaskGP
 
@@ -99,3 +111,40 @@ def test_experts_of_a_mixture_take_several_tasks() -> None:
     predictive = moe.predictive(X[~kept])
     error = torch.from_numpy(predictive.mean) - truth[hidden, 1]
     assert number(error.square().mean().sqrt()) < 0.25
+
+
+KERNELS: dict[str, Callable[[], Kernel]] = {
+    "intrinsic": lambda: TaskKernel(MaternKernel(nu=1.5), FreeCoregionalisation(2, rank=2)).double(),
+    "gated": lambda: TaskKernel(RBFKernel(), OutlierTaskGate(3)).double(),
+    "convolved": lambda: ConvolvedTaskKernel(FreeCoregionalisation(2), n_inputs=1),
+    "sum": lambda: SpectralTaskKernel(2, 1) + TaskKernel(RBFKernel(), FreeCoregionalisation(2, rank=0)).double(),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_description_makes_the_kernel_again(name: str) -> None:
+    kernel = KERNELS[name]()
+    description = json.loads(json.dumps(describe_kernel(kernel)))
+    again = build_kernel(description)
+    assert describe_kernel(again) == description
+    again.load_state_dict(kernel.state_dict())
+    X = rows(T=2)[:, 1:]
+    assert torch.equal(again(X).to_dense(), kernel(X).to_dense())
+
+
+def test_priors_of_ones_own_are_refused_by_files() -> None:
+    kernel = ConvolvedTaskKernel(FreeCoregionalisation(2), n_inputs=1)
+    kernel.register_constraint("raw_lengthscales", GreaterThan(0.1))
+    with pytest.raises(UnsupportedKernelError, match="of its own"):
+        describe_kernel(kernel)
+
+
+def test_a_mixture_of_multi_task_experts_comes_back_from_its_file(tmp_path: Path) -> None:
+    X = rows(40, T=2)[:, 1:]
+    y = (3 * X[:, 0]).sin() + X[:, 1]
+    expert = GPRegressor(TaskKernel(RBFKernel(), FreeCoregionalisation(2)), noise=0.01, scale=None)
+    gate = MultiGate([SoftmaxGate(2, 1), SoftmaxGate(2, 1)], column=1)
+    model = MixtureOfExpertsRegressor(2, expert, gate, random_state=0).fit(X.numpy(), y.numpy())
+    model.save(tmp_path / "model.gpmoe")
+    again = gpmoe.load(tmp_path / "model.gpmoe")
+    assert (again.predict(X.numpy()) == model.predict(X.numpy())).all()

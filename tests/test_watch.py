@@ -89,10 +89,14 @@ def streamed(lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys, *words: 
 
 
 def test_fit_prints_the_scores_beside_those_of_the_clock(folder: Path, capsys) -> None:
-    assert main(["watch", "fit", "measurements.csv", *FIT, "--epochs", "1", "--out", "other.gpmoe"]) == 0
+    table = pl.read_csv("measurements.csv", schema_overrides={"id": pl.String})
+    table.rename({"value": "reading", "channel": "what"}).write_csv("renamed.csv")
+    words = [*FIT, "--columns", "id, time, what, reading", "--epochs", "1", "--out", "other.gpmoe"]
+    assert main(["watch", "fit", "renamed.csv", *words]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("model", "clock", "AUROC of times", "utility", "other.gpmoe: fitted to 84"))
-    Path("other.gpmoe").unlink()
+    for name in ("other.gpmoe", "renamed.csv"):
+        Path(name).unlink()
 
 
 def test_score_writes_a_risk_for_each_time(folder: Path) -> None:
@@ -166,6 +170,10 @@ def test_a_wrong_line_is_named(folder: Path, monkeypatch, capsys, line: str, tex
 WRONG_CALLS = {
     "no labels": (["fit", "measurements.csv", "--out", "x.gpmoe"], "give --label or --horizon"),
     "no events": (["fit", "measurements.csv", "--out", "x.gpmoe", "--horizon", "4"], "need --event-time"),
+    "columns": (
+        ["fit", "measurements.csv", *FIT, "--columns", "id,time", "--out", "x.gpmoe"],
+        "must name four columns",
+    ),
     "no table": (["score", "m.gpmoe", "absent.csv", "--out", "r.csv"], "absent.csv is no file"),
     "no model": (["score", "absent.gpmoe", "measurements.csv", "--out", "r.csv"], "no model file absent.gpmoe"),
     "not a model": (["score", "outcomes.csv", "measurements.csv", "--out", "r.csv"], "not a gpmoe model"),

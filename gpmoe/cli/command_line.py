@@ -16,16 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpmoe import __version__
-from gpmoe.cli.files import (
-    Delimiter,
-    expect_folder,
-    expect_fraction,
-    expect_other_file,
-    expect_table_ending,
-    progress,
-    replacing,
-    say,
-)
+from gpmoe.cli.files import Delimiter, expect_fraction, expect_output, expect_table_ending, progress, replacing, say
 from gpmoe.cli.sweep import sweep
 from gpmoe.cli.watch import watch
 from gpmoe.errors import FileFormatError, GPMoEError, GPMoEWarning, InputError, MissingPackageError
@@ -77,8 +68,7 @@ def fit(
 ) -> None:
     """Fit a model to a table, print its scores on held-out rows, and save it fitted to all rows."""
     expect_fraction("--test-fraction", test_fraction)
-    expect_folder(out)
-    expect_other_file("--out", out, table)
+    expect_output("--out", out, table)
     frame = _without(read_table(table, delimiter), drop or [], target)
     schema, notes = TableSchema.learn(frame, target)
     for note in notes:
@@ -110,8 +100,7 @@ def predict(
     """Predict the target for each row of a table, with an interval."""
     expect_fraction("--coverage", coverage)
     for option, path in (("--out", out), *([("--plot", plot)] if plot else [])):
-        expect_folder(path)
-        expect_other_file(option, path, table, model)
+        expect_output(option, path, table, model)
     expect_table_ending("--out", out)
     fitted, schema = _load(model)
     frame = read_table(table, delimiter)

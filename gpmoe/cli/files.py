@@ -31,17 +31,13 @@ def expect_fraction(option: str, value: float) -> None:
         raise InputError(f"{option} must lie between 0 and 1, such as 0.2 or 0.9; got {value}.")
 
 
-def expect_folder(path: Path) -> None:
-    """Refuse a file whose folder is not there."""
+def expect_output(option: str, path: Path, *inputs: Path | None) -> None:
+    """Refuse a file whose folder is not there, and one that is read from."""
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} to write {path.name} into. Make it: mkdir -p {path.parent}")
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a file in it.")
-
-
-def expect_other_file(option: str, path: Path, *inputs: Path) -> None:
-    """Refuse to write over what is read."""
-    if path.resolve() in [source.resolve() for source in inputs]:
+    if path.resolve() in [source.resolve() for source in inputs if source]:
         raise InputError(f"{option} {path} is a file to read from. Name another, or it would be overwritten.")
 
 

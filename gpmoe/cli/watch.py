@@ -15,16 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gpmoe.cli.files import (
-    Delimiter,
-    expect_folder,
-    expect_fraction,
-    expect_other_file,
-    expect_table_ending,
-    progress,
-    replacing,
-    say,
-)
+from gpmoe.cli.files import Delimiter, expect_fraction, expect_output, expect_table_ending, progress, replacing, say
 from gpmoe.errors import FileFormatError, GPMoEError, InputError
 from gpmoe.table import read_table, write_table
 
@@ -86,10 +77,9 @@ def fit(
     censoring_time: Annotated[str | None, typer.Option(help="Column of the outcomes: end of observation.")] = None,
     static: Annotated[list[str] | None, typer.Option(help="A covariate in the outcomes; may be repeated.")] = None,
     every: Annotated[float, typer.Option(help="Distance of the times to score, where there is no --grid.")] = 1.0,
-    id: Annotated[str, typer.Option(help="Column of the names of series.")] = "id",
-    time: Annotated[str, typer.Option(help="Column of times, numbers of any one unit.")] = "time",
-    channel: Annotated[str, typer.Option(help="Column of the names of channels.")] = "channel",
-    value: Annotated[str, typer.Option(help="Column of values.")] = "value",
+    columns: Annotated[
+        str, typer.Option(help="Columns of names of series, of times (in any one unit), channels and values.")
+    ] = "id,time,channel,value",
     network: Annotated[Literal["tcn", "gru", "linear"], typer.Option(help="What reads the channels.")] = "tcn",
     epochs: Annotated[int, typer.Option(min=1, help="At most so many passes over the data.")] = 30,
     test_fraction: Annotated[float, typer.Option(help="Share of the series held out for scores and alarms.")] = 0.3,
@@ -104,15 +94,12 @@ def fit(
     from gpmoe.estimators.early_warning_classifier import EarlyWarningClassifier
 
     expect_fraction("--test-fraction", test_fraction)
-    expect_folder(out)
-    expect_other_file("--out", out, *(path for path in (measurements, outcomes, grid) if path))
+    expect_output("--out", out, measurements, outcomes, grid)
     if (label is None) == (horizon is None):
         raise InputError("give --label or --horizon: a column of labels, or how far ahead of --event-time to warn.")
     if event_time is None and (horizon is not None or precision is not None or alarms_per_day is not None):
         raise InputError("--horizon, --precision and --alarms-per-day need --event-time, a column of --outcomes.")
-    layout = Layout(
-        id, time, channel, value, label, event_time, censoring_time, static or [], horizon, every
-    )  # fmt: skip
+    layout = Layout(*_four(columns), label, event_time, censoring_time, static or [], horizon, every)
     series = _series(layout, measurements, grid, outcomes, delimiter, repair=repair, labelled=True)
     train, test = _split(series, test_fraction, seed)
     with progress(total=3) as step:
@@ -145,8 +132,7 @@ def score(
     delimiter: Delimiter = None,
 ) -> None:
     """Write the risk at each time of each series, from the measurements up to it alone."""
-    expect_folder(out)
-    expect_other_file("--out", out, *(path for path in (model, measurements, outcomes, grid) if path))
+    expect_output("--out", out, model, measurements, outcomes, grid)
     expect_table_ending("--out", out)
     fitted, layout, extra = _load(model)
     series = _series(layout, measurements, grid, outcomes, delimiter, repair=repair, channels=fitted.channel_names_)
@@ -205,8 +191,7 @@ def report(
     """Write one page on how the model does on labelled series: curves, calibration, alarms, examples."""
     from gpmoe.plotting.early_warning_report import report as write_report
 
-    expect_folder(out)
-    expect_other_file("--out", out, *(path for path in (model, measurements, outcomes, grid) if path))
+    expect_output("--out", out, model, measurements, outcomes, grid)
     if out.suffix not in (".html", ".htm"):
         raise InputError(f"--out must end in .html; got {out.name}.")
     fitted, layout, extra = _load(model)
@@ -217,6 +202,16 @@ def report(
         step(f"judging {len(series)} series")
         write_report(fitted, series, out, policy=_stored_policy(extra, None), day=extra["day"], title=model.stem)
     typer.echo(f"{out}: report on {len(series)} series")
+
+
+def _four(columns: str) -> tuple[str, str, str, str]:
+    names = [name.strip() for name in columns.split(",")]
+    if len(names) != 4 or len(set(names)) < 4 or not all(names):
+        raise InputError(
+            "--columns must name four columns, of series, times, channels and values, with commas between; got "
+            f"{columns!r}."
+        )
+    return names[0], names[1], names[2], names[3]
 
 
 def _series(
@@ -263,7 +258,7 @@ def _read(path: Path, delimiter: str | None, wanted: list[str], text: tuple[str,
     if lacking:
         raise InputError(
             f"{path} has no column {lacking[0]!r}; it has {', '.join(map(repr, frame.columns))}. Rename it, or name "
-            "the column when fitting with --id, --time, --channel, --value."
+            "the columns when fitting, such as --columns id,time,channel,value."
         )
     for name in wanted:
         if name not in text and not frame[name].dtype.is_numeric():

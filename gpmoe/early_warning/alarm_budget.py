@@ -4,7 +4,8 @@ The threshold is searched for, and the promise holds all the same. Some of the s
 the candidates and the one to begin with. The others test, from there downwards, one hypothesis a candidate, "the
 budget is broken at this threshold", each at the full level `risk`, and stop at the first that can't be rejected
 (fixed-sequence testing; the sequence does not depend on the data that test). The probability that any candidate
-passes whose budget is broken is then at most `risk`. The lowest threshold that passed is taken: it finds most events.
+passes whose budget is broken is then at most `risk`. The lowest threshold that passed is taken: it finds most events,
+and where every series has alarmed already, it finds them earliest.
 
 The p-values hold for any number of series, which must be independent draws of one law:
 
@@ -144,6 +145,7 @@ def choose_threshold(
     candidates = search.candidates()
     hopes = [search.run(threshold)[0] for threshold in candidates]
     sequence = candidates[int(np.argmin(hopes)) :] if len(candidates) else candidates
+    sequence = np.concatenate([sequence, search.earlier()])
     results = []
     for threshold in sequence:
         results.append(test.run(threshold))
@@ -169,12 +171,13 @@ class _Trial:
 
     def candidates(self) -> Array:
         """Thresholds from high to low, just below largest risks of series, so that each lets more series alarm."""
-        largest = np.sort(largest_risk(self.series, self.score))[::-1]
-        largest = largest[np.isfinite(largest)]
-        if not largest.size:
-            return largest
-        place = np.unique(np.geomspace(1, len(largest), _CANDIDATES).astype(int)) - 1
-        return np.unique(np.nextafter(largest[place], -np.inf))[::-1]
+        largest = largest_risk(self.series, self.score)
+        return _from_high_to_low(largest[np.isfinite(largest)])
+
+    def earlier(self) -> Array:
+        """Thresholds at which every series alarms, from high to low, so that alarms come earlier."""
+        largest = largest_risk(self.series, self.score)
+        return _from_high_to_low(self.score[self.score < largest[np.isfinite(largest)].min(initial=np.inf)])
 
     def run(self, threshold: float) -> tuple[float, float, float]:
         """p-value, precision and alarms a day at a threshold."""
@@ -183,6 +186,14 @@ class _Trial:
         true, total = counts.true.sum(), (counts.true + counts.false).sum()
         rate = total / (counts.watched.sum() / self.budget.day)
         return self.budget.p_value(counts, policy.most_alarms or 1), true / total if total else np.nan, float(rate)
+
+
+def _from_high_to_low(risks: Array) -> Array:
+    """Thresholds just below some of these risks, closest at the highest."""
+    if not risks.size:
+        return risks
+    place = np.unique(np.geomspace(1, len(risks), _CANDIDATES).astype(int)) - 1
+    return np.unique(np.nextafter(np.sort(risks)[::-1][place], -np.inf))[::-1]
 
 
 def _at(policy: AlarmPolicy, threshold: float) -> AlarmPolicy:

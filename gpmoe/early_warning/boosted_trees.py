@@ -3,6 +3,7 @@
 p(x) = σ(b + Σ_t leaf_t(x)),   at a node x_f <= threshold goes left, NaN where the node says
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import log_loss
 
 from gpmoe.linalg.compiler import njit
 
@@ -41,14 +43,43 @@ class BoostedTrees:
 
     @classmethod
     def grow(
-        cls, X: NDArray[Any], y: Array, *, max_iter: int = 150, learning_rate: float = 0.06, seed: int = 0
+        cls,
+        X: NDArray[Any],
+        y: Array,
+        held: tuple[NDArray[Any], Array] | None = None,
+        *,
+        max_iter: int = 150,
+        learning_rate: float = 0.06,
+        seed: int = 0,
     ) -> "BoostedTrees":
-        """Fit to features ``(n, d)``, NaN allowed, and labels ``(n,)``, 0 or 1."""
+        """Fit to features ``(n, d)``, NaN allowed, and labels ``(n,)``, 0 or 1.
+
+        Args:
+            X, y: to learn from.
+            held: features and labels of others: only so many trees are kept as predict those best.
+            max_iter: trees.
+            learning_rate: by which each counts.
+            seed: of the features that a split may look at.
+        """
         model = boosting(max_iter, learning_rate, seed).fit(X, y)
-        trees = [each.nodes for (each,) in model._predictors]
+        kept = max_iter
+        if held is not None:
+            losses = [log_loss(held[1], p[:, 1], labels=[0, 1]) for p in model.staged_predict_proba(held[0])]
+            kept = 1 + int(np.argmin(losses))
+        trees = [each.nodes for (each,) in model._predictors[:kept]]
         starts = np.concatenate([[0], np.cumsum([len(nodes) for nodes in trees])])[:-1].astype(np.int64)
         columns = [np.concatenate([nodes[name] for nodes in trees]).astype(np.float64) for name in _COLUMNS]
         return cls(float(np.ravel(model._baseline_prediction)[0]), starts, np.column_stack(columns))
+
+    @classmethod
+    def averaged(cls, members: Sequence["BoostedTrees"]) -> "BoostedTrees":
+        """One ensemble whose log odds are the mean of those of others."""
+        baseline = float(np.mean([each.baseline for each in members]))
+        first = np.cumsum([0, *(len(each.nodes) for each in members)])
+        starts = np.concatenate([each.starts + at for each, at in zip(members, first[:-1], strict=True)])
+        nodes = np.concatenate([each.nodes for each in members])
+        nodes[:, _COLUMNS.index("value")] /= len(members)
+        return cls(baseline, starts, nodes)
 
     def predict(self, X: NDArray[Any]) -> Array:
         """P(y = 1) at rows ``(n, d)``, ``(n,)``."""

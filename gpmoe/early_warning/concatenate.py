@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpmoe.early_warning.series import REPAIRS, RaggedSeries
+from gpmoe.early_warning.assembly import REPAIRS
+from gpmoe.early_warning.series import RaggedSeries
 from gpmoe.errors import InputError
 
 

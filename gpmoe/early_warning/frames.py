@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gpmoe.early_warning.offsets import offsets_of
 from gpmoe.early_warning.outcomes import Grid
@@ -33,11 +33,11 @@ class LongTable:
     ids: NDArray[Any]
     channel_names: Sequence[str]
     grid: Grid | None
-    labels: Array | None
-    static: Array | None
-    static_names: Sequence[str]
-    event_time: Array | None = None
-    censoring_time: Array | None = None
+    labels: ArrayLike | None
+    static: ArrayLike | None
+    static_names: Sequence[str] | None
+    event_time: ArrayLike | None = None
+    censoring_time: ArrayLike | None = None
 
 
 def from_long(

@@ -42,8 +42,7 @@ class Calibration:
         """
         known = ~np.isnan(label)
         p, truth = probability[known], label[known]
-        if kind not in KINDS:
-            raise InputError(f"`calibration` must be one of {', '.join(KINDS)}, or None; got {kind!r}.")
+        expect_kind(kind)
         if len(np.unique(truth)) < 2:
             raise InputError(
                 "calibration needs both classes among the validation series; "
@@ -62,6 +61,16 @@ class Calibration:
             return np.interp(probability, self.x, self.y)
         found: Array = expit(self.y[0] * _logit(probability) + self.y[1])
         return found
+
+
+def expect_kind(kind: str) -> None:
+    """Refuse a kind of calibration that there is not.
+
+    Raises:
+        InputError: naming those there are.
+    """
+    if kind not in KINDS:
+        raise InputError(f"`calibration` must be one of {', '.join(KINDS)}, or None; got {kind!r}.")
 
 
 def _logit(probability: Array) -> Array:

@@ -52,12 +52,7 @@ class RiskInputs:
     def __init__(
         self, parts: Sequence[str], n_channels: int, n_static: int, step: float, adapter: MGPAdapter | None
     ) -> None:
-        unknown = [part for part in parts if part not in PARTS]
-        if unknown or not parts:
-            raise InputError(f"`inputs` must name some of {', '.join(PARTS)}; got {list(parts)}.")
-        if adapter is None and "variance" in parts:
-            raise InputError("the input 'variance' is the adapter's: it has none when values are carried forward.")
-        self.parts = tuple(part for part in PARTS if part in parts)
+        self.parts = checked_parts(parts, has_adapter=adapter is not None)
         self.n_channels, self.n_static, self.step, self.adapter = n_channels, n_static, step, adapter
         columns = {"mean": n_channels, "variance": n_channels, "age": n_channels, "measured": 2 * n_channels,
                    "static": 2 * n_static, "clock": 2}  # fmt: skip
@@ -152,6 +147,20 @@ class RiskInputs:
             "clock": lambda: [steps / _LONGEST_CLOCK, steps.clamp_min(0.0).log1p() / np.log1p(_LONGEST_CLOCK)],
         }
         return torch.cat([column for part in self.parts for column in made[part]()], -1)
+
+
+def checked_parts(parts: Sequence[str], *, has_adapter: bool) -> tuple[str, ...]:
+    """The parts in the order of `PARTS`.
+
+    Raises:
+        InputError: for an unknown part, none, or a variance that there is not.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise InputError(f"`inputs` must name some of {', '.join(PARTS)}; got {list(parts)}.")
+    if not has_adapter and "variance" in parts:
+        raise InputError("the input 'variance' is the adapter's: it has none when values are carried forward.")
+    return tuple(part for part in PARTS if part in parts)
 
 
 def _drawn(

@@ -167,7 +167,7 @@ def train(
             heavy = float(targets.weight.sum())
             value = loss(network(x, mask), targets)
             (value / max(heavy, 1.0) + extra).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
             seen, weight = seen + float(value.detach()), weight + heavy

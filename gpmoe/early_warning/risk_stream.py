@@ -12,6 +12,7 @@ from gpmoe.early_warning.boosted_trees import BoostedTrees
 from gpmoe.early_warning.hand_features import HandState
 from gpmoe.early_warning.risk_inputs import RiskInputs
 from gpmoe.early_warning.risk_network import RiskNetwork, risk
+from gpmoe.early_warning.risk_scorer import pooled
 from gpmoe.early_warning.scaling import SeriesScaling
 from gpmoe.errors import InputError, NonFiniteError
 from gpmoe.models.channel_posterior import ChannelPosterior
@@ -37,7 +38,8 @@ class RiskStream:
     Args:
         reader: makes the inputs.
         networks: whose logits are averaged; may be none.
-        trees: one ensemble a task on inputs and hand features, in place of networks; may be none.
+        trees: one ensemble a task on inputs and hand features; may be none.
+        share_of_trees: their weight beside networks, see `risk_scorer.pooled`.
         scaling: of channels and covariates.
         channel_names: M names.
         calibrate: from risks ``(r, tasks)`` to probabilities.
@@ -48,12 +50,13 @@ class RiskStream:
         reader: RiskInputs,
         networks: list[RiskNetwork],
         trees: list[BoostedTrees],
+        share_of_trees: float,
         scaling: SeriesScaling,
         channel_names: tuple[str, ...],
         calibrate: Any,
     ) -> None:
         self._reader, self._networks, self._trees = reader, networks, trees
-        self._scaling, self._calibrate = scaling, calibrate
+        self._share_of_trees, self._scaling, self._calibrate = share_of_trees, scaling, calibrate
         self._channels = {name: i for i, name in enumerate(channel_names)}
         self._series: dict[Hashable, _Series] = {}
         adapter = reader.adapter
@@ -125,7 +128,7 @@ class RiskStream:
         """
         known = self._known(id)
         if self._trees:
-            raise InputError("network='trees' has no state to look at. Fit a 'tcn' or a 'gru'.")
+            raise InputError("'trees' have no state to look at. Fit a 'tcn' or a 'gru' alone.")
         return *known.inputs(time), known.states
 
     @property
@@ -225,17 +228,18 @@ class _Series:
         x, _ = self.inputs(time)
         self.count.zero_()
         self.scored = time
-        stream = self.stream
+        stream, risks = self.stream, []
         if self.hand is not None:
             row = np.concatenate([x.numpy(), self.hand.features(time, self.raw_static)], axis=1)
-            risks = np.column_stack([each.predict(row) for each in stream._trees])
-            found: NDArray[np.float64] = stream._calibrate(risks)[0]
-            return found
+            risks.append(np.column_stack([each.predict(row) for each in stream._trees]))
         logits = []
         for i, network in enumerate(stream._networks):
             out, self.states[i] = stepped(network, x, self.states[i])
             logits.append(out)
-        return stream.probabilities(logits)[0]
+        if logits:
+            risks.append(risk(torch.stack(logits).mean(0).double()).numpy())
+        found: NDArray[np.float64] = stream._calibrate(pooled(risks, stream._share_of_trees))[0]
+        return found
 
     def inputs(self, time: float) -> tuple[Tensor, ChannelPosterior | None]:
         """What the networks read at a time ``(1, width)``, and the posterior of the scaled channels."""

@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpmoe.early_warning.frames import LongTable, from_long, from_wide
-from gpmoe.early_warning.offsets import checked_offsets, offsets_of, picked
-from gpmoe.early_warning.outcomes import checked_ends, checked_grid, checked_labels, checked_static
-from gpmoe.early_warning.rows import Array, Index, Rows, checked_rows
+from gpmoe.early_warning.assembly import assembled, from_arrays
+from gpmoe.early_warning.frames import from_long, from_wide
+from gpmoe.early_warning.offsets import offsets_of, picked
+from gpmoe.early_warning.rows import Array, Index
 from gpmoe.errors import InputError, ShapeError
-
-REPAIRS = ("non-finite", "unknown channel", "future-stamped", "unsorted", "duplicated", "grid")
-"""What ``repair=True`` may touch; `RaggedSeries.repairs` counts the rows of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,37 +117,19 @@ class RaggedSeries:
             InputError: if rows are unsorted, duplicated, stamped after the end of their series or of an unknown
                 channel; names the row.
         """
-        columns = [np.asarray(column) for column in (time, channel, value)]
-        bounds = checked_offsets("offsets", offsets, len(columns[0]) if columns[0].ndim else 0)
-        n = int(bounds[-1])
-        for name, column in zip(("time", "channel", "value"), columns, strict=True):
-            if column.shape != (n,):
-                raise ShapeError(f"`{name}` must have shape ({n},), as `offsets` ends there; got {column.shape}.")
-        if columns[1].size and columns[1].dtype.kind not in "iub":
-            raise InputError(f"`channel` must hold integers; got dtype {columns[1].dtype}. Names go to `from_table`.")
-        owner = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
-        rows = Rows(owner, _float(columns[0]), columns[1].astype(np.int64), _float(columns[2]), np.arange(n))
-        names = np.arange(len(bounds) - 1) if ids is None else np.array(ids)
-        if names.shape != (len(bounds) - 1,):
-            raise ShapeError(f"`ids` must have shape ({len(bounds) - 1},), one a series; got {names.shape}.")
-        if (grid_times is None) != (grid_offsets is None):
-            raise InputError("`grid_times` and `grid_offsets` go together; got one of them.")
-        grid = None
-        if grid_times is not None and grid_offsets is not None:
-            times = _float(np.asarray(grid_times))
-            grid = times, checked_offsets("grid_offsets", grid_offsets, len(times))
-        return cls._assembled(
-            rows,
-            ids=names,
-            channel_names=_names(channel_names, n_channels),
-            grid=grid,
+        table = from_arrays(
+            (time, channel, value),
+            offsets,
+            n_channels=n_channels,
+            channel_names=channel_names,
+            grid=(grid_times, grid_offsets),
             labels=labels,
             static=static,
             static_names=static_names,
-            event_time=event_time,
-            censoring_time=censoring_time,
-            repair=repair,
+            ends=(event_time, censoring_time),
+            ids=ids,
         )
+        return cls(**assembled(table, repair=repair))
 
     @classmethod
     def from_table(
@@ -212,7 +191,7 @@ class RaggedSeries:
             static=static,
             unit=unit,
         )
-        return cls._from_table(table, repair)
+        return cls(**assembled(table, repair=repair))
 
     @classmethod
     def from_wide(
@@ -249,58 +228,8 @@ class RaggedSeries:
             >>> RaggedSeries.from_wide(frame, id="who", time="hour", channels=["pulse"], label="sick")
             RaggedSeries(1 series, 1 measurements of 1 channels, 2 grid times, labels per grid)
         """
-        return cls._from_table(
-            from_wide(frame, id=id, time=time, channels=channels, label=label, static=static, unit=unit), repair
-        )
-
-    @classmethod
-    def _from_table(cls, table: LongTable, repair: bool) -> "RaggedSeries":
-        return cls._assembled(
-            table.rows,
-            ids=table.ids,
-            channel_names=tuple(table.channel_names),
-            grid=table.grid,
-            labels=table.labels,
-            static=table.static,
-            static_names=table.static_names,
-            event_time=table.event_time,
-            censoring_time=table.censoring_time,
-            repair=repair,
-        )
-
-    @classmethod
-    def _assembled(
-        cls,
-        rows: Rows,
-        *,
-        ids: NDArray[Any],
-        channel_names: tuple[str, ...],
-        grid: tuple[Array, Index] | None,
-        labels: ArrayLike | None,
-        static: ArrayLike | None,
-        static_names: Sequence[str] | None,
-        event_time: ArrayLike | None,
-        censoring_time: ArrayLike | None,
-        repair: bool,
-    ) -> "RaggedSeries":
-        """Check everything that the front doors have brought into one form."""
-        n = len(ids)
-        counts = dict.fromkeys(REPAIRS, 0)
-        event, censoring = checked_ends(event_time, censoring_time, n)
-        given = None if labels is None else np.array(labels, dtype=np.float64)
-        if grid is not None:
-            grid, given, counts["grid"] = checked_grid(grid, given, n, ids, repair)
-        end = _ends(grid, censoring)
-        rows, found = checked_rows(rows, ids=list(ids), n_channels=len(channel_names), end=end, repair=repair)
-        counts |= found
-        offsets = offsets_of(rows.owner, n)
-        times, grid_offsets = _event_grid(rows, n) if grid is None else grid
-        given, label_per = checked_labels(given, len(times), n)
-        covariates, covariate_names = checked_static(static, static_names, n)
-        return cls(
-            rows.time, rows.channel, rows.value, offsets, times, grid_offsets, ids, channel_names, given, label_per,
-            covariates, covariate_names, event, censoring, counts if repair else {},
-        )  # fmt: skip
+        table = from_wide(frame, id=id, time=time, channels=channels, label=label, static=static, unit=unit)
+        return cls(**assembled(table, repair=repair))
 
     @property
     def n_channels(self) -> int:
@@ -446,39 +375,3 @@ class RaggedSeries:
             None if self.event_time is None else self.event_time[index],
             None if self.censoring_time is None else self.censoring_time[index], self.repairs,
         )  # fmt: skip
-
-
-def _ends(grid: tuple[Array, Index] | None, censoring: Array | None) -> Array | None:
-    """Latest stamp that a measurement of each series may have."""
-    end = None if censoring is None else np.where(np.isnan(censoring), np.inf, censoring)
-    if grid is None:
-        return end
-    times, offsets = grid
-    last = np.full(len(offsets) - 1, -np.inf)
-    some = np.diff(offsets) > 0
-    last[some] = times[offsets[1:][some] - 1]
-    return last if end is None else np.minimum(last, end)
-
-
-def _event_grid(rows: Rows, n: int) -> tuple[Array, Index]:
-    """Each distinct time of each series."""
-    first = np.ones(len(rows.time), dtype=bool)
-    first[1:] = (np.diff(rows.time) != 0) | (np.diff(rows.owner) != 0)
-    return rows.time[first], offsets_of(rows.owner[first], n)
-
-
-def _float(column: NDArray[Any]) -> Array:
-    if column.size and column.dtype.kind not in "biuf":
-        raise InputError(f"times and values must be numbers; got dtype {column.dtype}.")
-    return column.astype(np.float64)
-
-
-def _names(channel_names: Sequence[str] | None, n_channels: int | None) -> tuple[str, ...]:
-    if channel_names is None and n_channels is None:
-        raise InputError("pass `n_channels` or `channel_names`, so that a channel that never occurs is counted too.")
-    names = tuple(map(str, range(n_channels or 0))) if channel_names is None else tuple(map(str, channel_names))
-    if n_channels is not None and len(names) != n_channels:
-        raise InputError(f"`channel_names` must hold n_channels={n_channels} names; got {len(names)}.")
-    if len(set(names)) != len(names):
-        raise InputError(f"`channel_names` must differ; got {', '.join(names)}.")
-    return names

@@ -28,9 +28,10 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
 
     Raises:
         NonFiniteError: naming the first row and column that is NaN or infinite.
-        InputError: naming the first row and column that holds text.
+        InputError: naming the first row and column that holds text, or the first column of dates.
         ValueError: scikit-learn's, naming what came and what was wanted.
     """
+    _expect_no_dates(X)
     try:
         checked: Array = validate_data(estimator, X, reset=reset, dtype=np.float64, order="C", ensure_all_finite=False)
     except ValueError as error:
@@ -51,6 +52,19 @@ def checked_inputs(estimator: BaseEstimator, X: Any, *, reset: bool) -> Array:
             "Every entry must be finite; drop such rows or impute them first."
         )
     return checked
+
+
+def _expect_no_dates(X: Any) -> None:
+    """Dates would be read as nanoseconds or microseconds since 1970, as their type happens to count."""
+    columns = getattr(X, "columns", None)
+    kinds = [getattr(X, "dtype", None)] if columns is None else list(getattr(X, "dtypes", []))
+    for i, kind in enumerate(kinds):
+        if str(kind).lower().startswith(("datetime", "duration", "timedelta", "date")):
+            where = "its entries are" if columns is None else f"column {i} ({str(columns[i])!r}) is"
+            raise InputError(
+                f"`X` must hold numbers; {where} of {kind}. Pass a time in a unit that you choose, such as "
+                "hours since the first."
+            )
 
 
 def _first_text(X: Any) -> str | None:

@@ -27,6 +27,16 @@ def expect_count(name: str, value: Any, *also: Any, least: int = 1) -> None:
         raise InputError(f"`{name}` must be {words}a whole number of at least {least}; got {value!r}.")
 
 
+def expect_flag(name: str, value: Any) -> None:
+    """Check an argument that is True or False.
+
+    Raises:
+        InputError: if it is neither: text such as "no" would count as True.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"`{name}` must be True or False; got {value!r}.")
+
+
 def expect_kernel(kernel: Any) -> None:
     """Check that a kernel is one, or None.
 

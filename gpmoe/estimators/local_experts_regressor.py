@@ -15,7 +15,7 @@ from gpmoe.data.row_blocks import ArrayBlocks, RowFile, blocks_in_memory
 from gpmoe.distributions import Predictive
 from gpmoe.errors import InputError
 from gpmoe.estimators.arrays import Scaling, checked_inputs, checked_targets
-from gpmoe.estimators.checked_arguments import expect_count, expect_kernel
+from gpmoe.estimators.checked_arguments import expect_count, expect_flag, expect_kernel
 from gpmoe.estimators.probabilistic_regressor import ProbabilisticRegressor, gaussian_samples, set_tensors, tensors_of
 from gpmoe.estimators.stored_arguments import kernel_from_parts, kernel_to_parts, stored_seed
 from gpmoe.inference.fit_from_file import fit_from_file
@@ -105,6 +105,7 @@ class LocalExpertsRegressor(ProbabilisticRegressor):
         """
         expect_count("points_per_expert", self.points_per_expert)
         expect_count("degree", self.degree)
+        expect_flag("shared", self.shared)
         expect_count("n_nearest", self.n_nearest, None)
         expect_kernel(self.kernel)
         seed = int(check_random_state(self.random_state).randint(2**31))

@@ -4,18 +4,21 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
-from gpmoe.early_warning.boosted_trees import boosting
+from gpmoe.early_warning.boosted_trees import BoostedTrees
 from gpmoe.early_warning.hand_features import hand_features
 from gpmoe.early_warning.risk_inputs import carried_forward
 from gpmoe.early_warning.scaling import SeriesScaling
 from gpmoe.early_warning.series import RaggedSeries
 from gpmoe.errors import InputError
+from gpmoe.estimators.early_warning_parts import restored_trees, trees_parts
 from gpmoe.estimators.series_classifier import SeriesClassifier
 
 Array = NDArray[np.float64]
@@ -48,6 +51,17 @@ class ClockClassifier(SeriesClassifier):
     def _raw(self, series: RaggedSeries) -> Array:
         risks: Array = 1 / (1 + np.exp(-(series.grid_times - self.middle_) / self.width_))
         return np.repeat(risks[:, None], self.n_tasks_, axis=1)
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `io.Savable`."""
+        return {**self._common_parts(), "middle": self.middle_, "width": self.width_}, self._common_tensors()
+
+    @classmethod
+    def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "ClockClassifier":
+        """See `io.Savable`."""
+        model = cls._restored(data, tensors)
+        model.middle_, model.width_ = float(data["middle"]), float(data["width"])
+        return model
 
 
 class HandFeatureClassifier(SeriesClassifier):
@@ -83,28 +97,55 @@ class HandFeatureClassifier(SeriesClassifier):
         if self.model not in ("boosting", "logistic"):
             raise InputError(f"`model` must be 'boosting' or 'logistic'; got {self.model!r}.")
         X, labels = hand_features(training, self.half_lives), self._targets(training)
-        self.centers_ = np.zeros(X.shape[1], dtype=np.float32)
-        if self.model == "logistic":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # of columns without any value
-                self.centers_ = np.nan_to_num(np.nanmean(X, axis=0))
-            X = np.where(np.isnan(X), self.centers_, X)
-        self.models_ = []
-        for t in range(self.n_tasks_):
-            known = ~np.isnan(labels[:, t])
-            self.models_.append(self._made(seed).fit(X[known], labels[known, t]))
+        known = ~np.isnan(labels)
+        tasks = list(zip(known.T, labels.T, strict=True))
+        self.trees_: list[BoostedTrees] = []
+        self.centers_, self.weights_ = np.zeros(0, dtype=np.float32), np.zeros((0, 0))
+        if self.model == "boosting":
+            self.trees_ = [
+                BoostedTrees.grow(X[rows], y[rows], max_iter=self.max_iter, learning_rate=self.learning_rate, seed=seed)
+                for rows, y in tasks
+            ]
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of columns without any value
+            self.centers_ = np.nan_to_num(np.nanmean(X, axis=0))
+        X = self._filled(X)
+        self.weights_ = np.stack([_logistic_weights(X[rows], y[rows], self.max_iter) for rows, y in tasks])
 
-    def _made(self, seed: int) -> Any:
-        if self.model == "logistic":
-            solver = LogisticRegression(C=0.01, max_iter=self.max_iter)
-            return make_pipeline(StandardScaler(), solver)
-        return boosting(self.max_iter, self.learning_rate, seed)
+    def _filled(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.where(np.isnan(X), self.centers_, X)
 
     def _raw(self, series: RaggedSeries) -> Array:
         X = hand_features(series, self.half_lives)
-        if self.model == "logistic":
-            X = np.where(np.isnan(X), self.centers_, X)
-        return np.column_stack([model.predict_proba(X)[:, 1] for model in self.models_])
+        if self.trees_:
+            return np.column_stack([each.predict(X) for each in self.trees_])
+        risks: Array = expit(self._filled(X) @ self.weights_[:, :-1].T + self.weights_[:, -1])
+        return risks
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `io.Savable`."""
+        data, tensors = trees_parts(self.trees_)
+        tensors |= {name: torch.from_numpy(getattr(self, f"{name}_")) for name in ("centers", "weights")}
+        return {**self._common_parts(), **data}, {**self._common_tensors(), **tensors}
+
+    @classmethod
+    def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "HandFeatureClassifier":
+        """See `io.Savable`."""
+        model = cls._restored(data, tensors)
+        fast, slow = model.half_lives
+        model.half_lives = (fast, slow)
+        model.trees_ = restored_trees(data, tensors)
+        model.centers_, model.weights_ = tensors["centers"].numpy(), tensors["weights"].numpy()
+        return model
+
+
+def _logistic_weights(X: NDArray[np.float32], y: Array, max_iter: int) -> Array:
+    """Coefficients of columns as they come, and the intercept, ``(columns + 1,)``, of standardised ridge regression."""
+    scaler = StandardScaler().fit(X)
+    line = LogisticRegression(C=0.01, max_iter=max_iter).fit(scaler.transform(X), y)
+    weights: Array = line.coef_[0].astype(np.float64) / scaler.scale_
+    return np.append(weights, line.intercept_[0] - weights @ scaler.mean_)
 
 
 class DTWNeighboursClassifier(SeriesClassifier):
@@ -161,16 +202,19 @@ class DTWNeighboursClassifier(SeriesClassifier):
         self.labels_ = targets[ends[chosen]]
 
     def _raw(self, series: RaggedSeries) -> Array:
-        values = carried_forward(self.scaling_.apply(series)).numpy()
-        rows = [
-            _past(values, series, i, g, self.window)
-            for i in range(len(series))
-            for g in range(series.grid_offsets[i], series.grid_offsets[i + 1])
-        ]
+        return self._at(series, np.arange(len(series.grid_times)))
+
+    def _raw_last(self, series: RaggedSeries) -> Array:
+        return self._at(series, series.grid_offsets[1:] - 1)
+
+    def _at(self, series: RaggedSeries, rows: NDArray[np.int64]) -> Array:
+        """Risks at some grid rows, ``(len(rows), tasks)``."""
+        values, owner = carried_forward(self.scaling_.apply(series)).numpy(), series.grid_owner
+        pasts = [_past(values, series, int(owner[g]), int(g), self.window) for g in rows]
         jobs = effective_n_jobs(self.n_jobs)
-        parts = np.array_split(np.arange(len(rows)), max(1, min(jobs * 4, len(rows))))
-        found = Parallel(n_jobs=self.n_jobs)(delayed(self._scores)([rows[j] for j in part]) for part in parts)
-        return np.concatenate(found) if len(rows) else np.zeros((0, self.n_tasks_))
+        parts = np.array_split(np.arange(len(pasts)), max(1, min(jobs * 4, len(pasts))))
+        found = Parallel(n_jobs=self.n_jobs)(delayed(self._scores)([pasts[j] for j in part]) for part in parts)
+        return np.concatenate(found) if len(pasts) else np.zeros((0, self.n_tasks_))
 
     def _scores(self, pasts: list[Array]) -> Array:
         """Share of positives among the neighbours, ``(len(pasts), tasks)``."""
@@ -181,6 +225,27 @@ class DTWNeighboursClassifier(SeriesClassifier):
         nearest = np.argpartition(distances, k - 1, axis=1)[:, :k]  # (p, k, M or 1)
         shares: Array = self.labels_[nearest].mean(axis=(1, 2))
         return shares
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See `io.Savable`."""
+        lengths = [past.shape[1] for past in self.library_]
+        tensors = {
+            "library": np.concatenate(self.library_, axis=1), "labels": self.labels_,
+            "knots": np.array(self.scaling_.knots), "scores": np.array(self.scaling_.scores),
+        }  # fmt: skip
+        parts = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        return {**self._common_parts(), "lengths": lengths}, {**self._common_tensors(), **parts}
+
+    @classmethod
+    def from_parts(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> "DTWNeighboursClassifier":
+        """See `io.Savable`."""
+        model = cls._restored(data, tensors)
+        pasts = np.split(tensors["library"].numpy(), np.cumsum(data["lengths"])[:-1], axis=1)
+        model.library_ = [np.ascontiguousarray(past) for past in pasts]
+        model.labels_ = tensors["labels"].numpy()
+        knots, scores = (tensors[name].numpy() for name in ("knots", "scores"))
+        model.scaling_ = SeriesScaling("normal", knots, scores, len(model.channel_names_))
+        return model
 
 
 def _past(values: Array, series: RaggedSeries, i: int, g: int, window: int) -> Array:

@@ -1,6 +1,5 @@
 """What all classifiers of ragged series share: risks at grid times from the past alone, and their calibration."""
 
-import warnings
 from abc import abstractmethod
 from os import PathLike
 from typing import Any, Self
@@ -14,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from gpmoe import io
-from gpmoe.early_warning.recalibration import Calibration
+from gpmoe.early_warning.recalibration import Calibration, expect_kind
 from gpmoe.early_warning.series import RaggedSeries
 from gpmoe.errors import InputError
 
@@ -46,9 +45,11 @@ class SeriesClassifier(BaseEstimator):
         """
         seed = int(check_random_state(self.random_state).randint(2**31))
         labels = self._expect_labelled(series)
+        if self.calibration is not None:
+            expect_kind(self.calibration)
         self.channel_names_, self.static_names_ = series.channel_names, series.static_names
         self.label_per_, self.n_tasks_ = series.label_per, labels.shape[1]
-        training, validation = _parts(series, self.validation_fraction, seed)
+        training, validation = _parts(series, labels, self.validation_fraction, seed)
         self._fit(training, validation, seed)
         self.calibrations_: list[Calibration] = []
         if self.calibration is not None:
@@ -66,6 +67,19 @@ class SeriesClassifier(BaseEstimator):
         self._expect_known(series)
         return self._shaped(self._calibrated(self._raw(series)))
 
+    def predict_proba_last(self, series: RaggedSeries) -> Array:
+        """The risk at the last grid time of each series, as `predict_proba` has it: where they all stand now.
+
+        Returns:
+            ``(N,)``, or ``(N, tasks)``.
+
+        Raises:
+            InputError: if a series has no grid time.
+        """
+        self._expect_known(series)
+        _expect_grid_times(series)
+        return self._shaped(self._calibrated(self._raw_last(series)))
+
     def predict_proba_series(self, series: RaggedSeries) -> Array:
         """One risk a series: at its last grid time where labels are one a series, else the largest of its grid times.
 
@@ -75,13 +89,10 @@ class SeriesClassifier(BaseEstimator):
         Raises:
             InputError: if a series has no grid time.
         """
-        empty = np.flatnonzero(np.diff(series.grid_offsets) == 0)
-        if len(empty):
-            raise InputError(f"series {series.ids[empty[0]]!r} has no grid time, so that there is no risk to say.")
-        risks = np.atleast_2d(self.predict_proba(series).T).T
         if self.label_per_ == "series":
-            return self._shaped(risks[series.grid_offsets[1:] - 1])
-        return self._shaped(np.maximum.reduceat(risks, series.grid_offsets[:-1], axis=0))
+            return self.predict_proba_last(series)
+        _expect_grid_times(series)
+        return np.maximum.reduceat(self.predict_proba(series), series.grid_offsets[:-1], axis=0)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted estimator to one file, which `gpmoe.load` reads."""
@@ -96,9 +107,17 @@ class SeriesClassifier(BaseEstimator):
     def _raw(self, series: RaggedSeries) -> Array:
         """Uncalibrated risks ``(G, tasks)``."""
 
+    def _raw_last(self, series: RaggedSeries) -> Array:
+        """Those of the last grid times ``(N, tasks)``, for classifiers that need not look at the others."""
+        return self._raw(series)[series.grid_offsets[1:] - 1]
+
     def _common_parts(self) -> dict[str, Any]:
         """What every classifier of series keeps in a file."""
+        arguments = self.get_params(deep=False)
+        seed = arguments["random_state"]
+        arguments["random_state"] = int(seed) if isinstance(seed, (int, np.integer)) else None
         return {
+            "arguments": arguments,
             "channel_names": list(self.channel_names_),
             "static_names": list(self.static_names_),
             "label_per": self.label_per_,
@@ -112,13 +131,17 @@ class SeriesClassifier(BaseEstimator):
             parts[f"calibration{t}.x"], parts[f"calibration{t}.y"] = map(torch.from_numpy, (each.x, each.y))
         return parts
 
-    def _restore_common(self, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.channel_names_, self.static_names_ = tuple(data["channel_names"]), tuple(data["static_names"])
-        self.label_per_, self.n_tasks_ = data["label_per"], int(data["n_tasks"])
-        self.calibrations_ = [
+    @classmethod
+    def _restored(cls, data: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """A classifier with its arguments and what every one keeps."""
+        model = cls(**data["arguments"])
+        model.channel_names_, model.static_names_ = tuple(data["channel_names"]), tuple(data["static_names"])
+        model.label_per_, model.n_tasks_ = data["label_per"], int(data["n_tasks"])
+        model.calibrations_ = [
             Calibration(kind, tensors[f"calibration{t}.x"].numpy(), tensors[f"calibration{t}.y"].numpy())
             for t, kind in enumerate(data["calibrations"])
         ]
+        return model
 
     def _targets(self, series: RaggedSeries) -> Array:
         """Label of each grid time ``(G, tasks)``, that of its series where labels are one a series."""
@@ -162,20 +185,37 @@ class SeriesClassifier(BaseEstimator):
             raise InputError(f"static covariates must be {self.static_names_}; got {series.static_names}.")
 
 
-def _parts(series: RaggedSeries, fraction: float, seed: int) -> tuple[RaggedSeries, RaggedSeries]:
-    """Training and validation series; each class of series (any label positive) is split alike."""
+def _expect_grid_times(series: RaggedSeries) -> None:
+    empty = np.flatnonzero(np.diff(series.grid_offsets) == 0)
+    if len(empty):
+        raise InputError(f"series {series.ids[empty[0]]!r} has no grid time, so that there is no risk to say.")
+
+
+def _parts(series: RaggedSeries, labels: Array, fraction: float, seed: int) -> tuple[RaggedSeries, RaggedSeries]:
+    """Training and validation series; series with a positive label and the others are split alike.
+
+    Where labels are one a grid time all series may be positive, such as those of engines run to failure: their negative
+    labels are those of earlier times. A kind of which there is one series alone trains.
+    """
     if not 0 < fraction < 1:
         raise InputError(f"`validation_fraction` must be between 0 and 1; got {fraction}.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of series without a known label
-        positive = np.nanmax(series.series_labels.reshape(len(series), -1), axis=1) > 0
+    positive, negative = (_series_with(series, (labels == kind).any(1)) for kind in (1.0, 0.0))
+    for word, rows in (("positive", positive), ("negative", negative)):
+        if rows.sum() < 2:
+            raise InputError(
+                f"training needs at least two series with a {word} label; got {rows.sum()} among {len(series)}."
+            )
     order = np.random.default_rng(seed).permutation(len(series))
     held = np.zeros(len(series), dtype=bool)
     for group in (True, False):
-        rows = order[positive[order] == group]
-        if len(rows) < 2:
-            raise InputError(
-                f"training needs at least two series with{'' if group else 'out'} a positive label; got {len(rows)}."
-            )
-        held[rows[: max(1, round(fraction * len(rows)))]] = True
+        members = order[positive[order] == group]
+        if len(members) > 1:
+            held[members[: max(1, round(fraction * len(members)))]] = True
     return series[~held], series[held]
+
+
+def _series_with(series: RaggedSeries, found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether a series, or one of its grid times where labels are one a grid time, is among those found, ``(N,)``."""
+    if series.label_per == "series":
+        return found
+    return np.bincount(series.grid_owner[found], minlength=len(series)) > 0

@@ -174,13 +174,13 @@ class Climber:
     def climb(self, solver: Cholesky, max_iterations: int) -> End:
         """Go up from the present parameters, once more from where a line search failed, and leave them at the top."""
         x = self.coordinates.read()
-        value, trace, iterations, reason, converged = float("-inf"), [], 0, "no free parameters", True
+        value, iterations, reason, converged = float("-inf"), 0, "no free parameters", True
+        trace: list[float] = []
         before = self.evaluations
         rows = max((len(data) for data in self.model.buffers() if data.dim()), default=0)
         with solver.applied(), torch.enable_grad(), threads_for(rows):
             if x.size == 0:
                 value = float(self._value().detach())
-                trace.append(value)
             for _ in range(2 if x.size else 0):
                 result = self._minimise(x, max_iterations, trace)
                 gained = -float(result.fun) - value
@@ -190,6 +190,7 @@ class Climber:
                 if result.status != 2:  # 2: the line search failed
                     break
         self.coordinates.write(x)
+        trace = trace or [value]  # a start at the top takes no step
         return End(x, value, trace, iterations, self.evaluations - before, converged, reason)
 
     def nudge(self, steps: int) -> float:

@@ -105,7 +105,7 @@ def _fit_one(X: Tensor, y: Tensor, kernel: Kernel, mean: Mean, likelihood: Gauss
         for name, module in modules.items()
         for key, parameter in module.named_parameters()
     }
-    value = report.objective_trace[-1] if report.objective_trace else float(gp.log_marginal_likelihood().detach())
+    value = report.objective_trace[-1]
     return _End(parameters, value, report.iterations, report.evaluations, report.converged, report.jitter)
 
 

@@ -12,7 +12,8 @@ class FitReport:
     """What a fit did and how it ended.
 
     Attributes:
-        objective_trace: the maximised objective after each iteration of the best start, nats.
+        objective_trace: the maximised objective after each iteration of the best start, nats; never empty: one value
+            where the start was the top.
         iterations: of the best start.
         evaluations: of the objective, over all starts.
         converged: whether the best start met its tolerance.

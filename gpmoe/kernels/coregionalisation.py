@@ -7,16 +7,17 @@
 | a, variances of the shared, the outlying and the inlying process | `variances` | (3,) |
 """
 
+import math
 from abc import abstractmethod
 
 import gpytorch
 import torch
-from gpytorch.constraints import Positive
 from gpytorch.priors import NormalPrior
 from torch import Tensor
 from torch.nn import Parameter
 
 from gpmoe.errors import InputError
+from gpmoe.kernels.parameter import constrained, declare_positive, set_constrained
 
 _LEAST_SHARE = 0.05  # of a task's variance that starts as its own
 
@@ -36,7 +37,8 @@ class Coregionalisation(gpytorch.Module):
 class FreeCoregionalisation(Coregionalisation):
     """B = W W' + diag(v): any covariance, of a rank above the tasks' own variances.
 
-    The mixing W has independent standard normal priors, which suit tasks of about unit variance.
+    The mixing W has independent standard normal priors, which suit tasks of about unit variance. It starts with all
+    tasks alike in its first column and waves over them in the others, since zeros would stay where they are.
 
     Args:
         n_tasks: T.
@@ -60,9 +62,9 @@ class FreeCoregionalisation(Coregionalisation):
         super().__init__()
         if n_tasks < 1 or not 0 <= rank <= n_tasks:
             raise InputError(f"`rank` must be 0 to the number of tasks, {n_tasks}; got {rank}.")
-        self.mixing = Parameter(torch.zeros(n_tasks, rank, dtype=torch.float64))
-        self.raw_own_variance = Parameter(torch.zeros(n_tasks, dtype=torch.float64))
-        self.register_constraint("raw_own_variance", Positive())
+        waves = torch.outer(torch.arange(n_tasks) + 0.5, torch.arange(rank)).double() * (math.pi / n_tasks)
+        self.mixing = Parameter(waves.cos() * math.sqrt(0.5 / max(rank, 1)))
+        declare_positive(self, "own_variance", torch.full((n_tasks,), 0.5, dtype=torch.float64))
         if rank:
             zero, one = (torch.tensor(number, dtype=torch.float64) for number in (0.0, 1.0))
             self.register_prior("mixing_prior", NormalPrior(zero, one), _mixing)
@@ -70,7 +72,7 @@ class FreeCoregionalisation(Coregionalisation):
     @property
     def own_variance(self) -> Tensor:
         """v, what each task does not share, ``(T,)``."""
-        return _constrained(self, "own_variance")
+        return constrained(self, "own_variance")
 
     def forward(self) -> Tensor:
         """See `Coregionalisation`."""
@@ -86,7 +88,7 @@ class FreeCoregionalisation(Coregionalisation):
         diagonal = correlation.diagonal().to(W)
         self.mixing.data.copy_(W)
         left = diagonal - W.square().sum(-1)
-        self.initialize(raw_own_variance=_raw(self, "own_variance", left.clamp_min(_LEAST_SHARE * diagonal)))
+        set_constrained(self, "own_variance", left.clamp_min(_LEAST_SHARE * diagonal))
 
 
 class OutlierTaskGate(Coregionalisation):
@@ -119,21 +121,19 @@ class OutlierTaskGate(Coregionalisation):
             raise InputError(f"an outlier-task gate needs at least three tasks; got {n_tasks}.")
         zero = torch.tensor(0.0, dtype=torch.float64)
         self.gate_logits = Parameter(torch.zeros(n_tasks, dtype=torch.float64))
-        self.raw_variances = Parameter(torch.zeros(3, dtype=torch.float64))
-        self.raw_own_variance = Parameter(torch.zeros(n_tasks, dtype=torch.float64))
-        for name in ("raw_variances", "raw_own_variance"):
-            self.register_constraint(name, Positive())
+        declare_positive(self, "variances", torch.full((3,), 0.5, dtype=torch.float64))
+        declare_positive(self, "own_variance", torch.full((n_tasks,), 0.5, dtype=torch.float64))
         self.register_prior("gate_logits_prior", NormalPrior(zero, zero + 2.0), _gate_logits)
 
     @property
     def variances(self) -> Tensor:
         """a, ``(3,)``."""
-        return _constrained(self, "variances")
+        return constrained(self, "variances")
 
     @property
     def own_variance(self) -> Tensor:
         """v, ``(T,)``."""
-        return _constrained(self, "own_variance")
+        return constrained(self, "own_variance")
 
     def gate_probs(self) -> Tensor:
         """s, ``(T,)``."""
@@ -159,10 +159,8 @@ class OutlierTaskGate(Coregionalisation):
         split = split * split[split.abs().argmax()].sign()
         self.gate_logits.data.copy_(2 * split / split.abs().max())
         variance = correlation.diagonal().mean()
-        self.initialize(
-            raw_variances=_raw(self, "variances", (0.4 * variance).expand(3).contiguous()),
-            raw_own_variance=_raw(self, "own_variance", 0.2 * correlation.diagonal()),
-        )
+        set_constrained(self, "variances", (0.4 * variance).expand(3).contiguous())
+        set_constrained(self, "own_variance", 0.2 * correlation.diagonal())
 
 
 def task_relevance(B: Tensor, target: int, *, penalty: float = 0.1, sweeps: int = 1000) -> Tensor:
@@ -219,13 +217,3 @@ def _mixing(module: FreeCoregionalisation) -> Tensor:
 
 def _gate_logits(module: OutlierTaskGate) -> Tensor:
     return module.gate_logits
-
-
-def _constrained(module: gpytorch.Module, name: str) -> Tensor:
-    value: Tensor = getattr(module, f"raw_{name}_constraint").transform(getattr(module, f"raw_{name}"))
-    return value
-
-
-def _raw(module: gpytorch.Module, name: str, value: Tensor) -> Tensor:
-    raw: Tensor = getattr(module, f"raw_{name}_constraint").inverse_transform(value)
-    return raw

@@ -1,9 +1,9 @@
 """Kernels as plain data, so that a file can hold one without running code when it is read.
 
 Known are GPyTorch's kernels, constraints and priors of the tables below, exactly (a subclass may compute something
-else), and `FeatureKernel` with a network of `gpmoe.features`. Parameter values are not part of a description; they
-travel as tensors under the names of `named_parameters`. Which modules several kernels share is told by
-`shared_modules`.
+else), `FeatureKernel` with a network of `gpmoe.features`, and the kernels between tasks. Parameter values are not part
+of a description; they travel as tensors under the names of `named_parameters`. Which modules several kernels share is
+told by `shared_modules`.
 """
 
 import importlib
@@ -16,6 +16,8 @@ from gpytorch.kernels import Kernel
 
 from gpmoe.errors import UnsupportedKernelError
 from gpmoe.kernels.feature_kernel import FeatureKernel
+from gpmoe.kernels.task_description import TASK_KERNELS, build_task_kernel, describe_task_kernel
+from gpmoe.kernels.task_rows import TaskRowKernel
 
 _KERNELS: dict[str, tuple[str, ...]] = {
     "RBFKernel": (),
@@ -57,6 +59,8 @@ def describe_kernel(kernel: Kernel) -> dict[str, Any]:
     name = type(kernel).__name__
     if type(kernel) is FeatureKernel:
         return _describe_feature_kernel(kernel)
+    if isinstance(kernel, TaskRowKernel):
+        return describe_task_kernel(kernel, describe_kernel)
     if name not in _KERNELS or type(kernel) is not getattr(kernels, name):
         raise UnsupportedKernelError(
             f"a kernel of type {type(kernel).__module__}.{name} can't be written to a file; known are "
@@ -92,6 +96,8 @@ def build_kernel(description: dict[str, Any]) -> Kernel:
     name = description["type"]
     if name == "FeatureKernel":
         return _build_feature_kernel(description)
+    if name in TASK_KERNELS:
+        return build_task_kernel(description, build_kernel)
     if name not in _KERNELS:
         raise UnsupportedKernelError(f"unknown kernel type {name!r}.")
     arguments = dict(description["arguments"])

@@ -15,6 +15,7 @@ from gpmoe.linalg.operator import DenseOperator, KernelOperator
 from gpmoe.linalg.preconditioners import precondition
 from gpmoe.linalg.product_plan import ProductPlan, plan_product
 from gpmoe.linalg.ragged_blocks import solve_blocks
+from gpmoe.linalg.series_batch import SeriesBatch
 from gpmoe.linalg.small_batch import SmallGPs
 from gpmoe.linalg.toeplitz import ToeplitzFactor
 
@@ -26,6 +27,7 @@ __all__ = [
     "KroneckerOperator",
     "LatentKronecker",
     "ProductPlan",
+    "SeriesBatch",
     "SmallGPs",
     "ToeplitzFactor",
     "Workspace",

@@ -89,7 +89,7 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
         if isinstance(observation_noise, Tensor):
             noise = observation_noise.squeeze(-1)
         else:
-            noise = self.new_noise() if observation_noise else None
+            noise = self.noise_variance(X) if observation_noise else None
         if noise is not None:
             covariance = covariance + torch.diag_embed(noise.expand(mean.shape))
         posterior = GPyTorchPosterior(MultivariateNormal(mean, ExactCovariance(covariance)))
@@ -103,7 +103,7 @@ class GaussianModel(gpytorch.Module, Model, FantasizeMixin):
         Args:
             X: ``(*batch, q, d)``.
             Y: ``(*samples, *batch, q, 1)``.
-            noise: noise variances, of Y's shape; the model's own for new points if None.
+            noise: noise variances, of Y's shape; the model's own at X if None.
             **kwargs: BoTorch's protocol passes some; they are not used.
 
         Returns:
@@ -166,7 +166,7 @@ class ConditionedGP(GaussianModel):
         self.likelihood = base.likelihood
         self.X = X
         self.Y = Y.squeeze(-1)
-        self.noise = base.new_noise() if noise is None else noise.squeeze(-1)
+        self.noise = base.noise_variance(X) if noise is None else noise.squeeze(-1)
 
     @property
     def train_inputs(self) -> tuple[Tensor]:

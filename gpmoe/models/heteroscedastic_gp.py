@@ -26,8 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from botorch.acquisition.objective import PosteriorTransform
-from botorch.posteriors.gpytorch import GPyTorchPosterior
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
@@ -177,17 +175,6 @@ class HeteroscedasticGP(SiteModel):
         targets = log_noise + 1 - 0.5 * weights / precision.clamp_min(_LEAST_PRECISION)
         without = left_out(y, mean, variance, weights * inverse)
         return _over_noise(*without, *left_out(targets, log_noise, spread, precision), include_noise=True)
-
-    def posterior(  # type: ignore[override]
-        self,
-        X: Tensor,
-        output_indices: list[int] | None = None,
-        observation_noise: bool | Tensor = False,
-        posterior_transform: PosteriorTransform | None = None,
-    ) -> GPyTorchPosterior:
-        """See `GaussianModel.posterior`; noise is Gaussian with its expected variance at X."""
-        noise = self.noise_variance(X).unsqueeze(-1) if observation_noise is True else observation_noise
-        return super().posterior(X, output_indices, noise, posterior_transform)
 
     def description(self) -> dict[str, Any]:
         """The arguments that make such an expert of given data, for a file."""
