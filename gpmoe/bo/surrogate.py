@@ -8,8 +8,10 @@
 | θ = logs of lengthscales, a, b, outputscale, noise; mean | `theta` | (g + 2m + 3,) |
 | α = C⁻¹(y - mean), C = K + noise I | `alpha` | (n,) |
 
-k is Matérn-5/2. Lengthscales have BoTorch's prior that widens with the number of parameters; it and the priors of the
-warps stand in `_log_prior`. The gradient costs one pass over K, as that of `inference.plain_evidence`.
+k is Matérn-5/2. Priors are Gaussian in θ. That of the lengthscales is BoTorch's, which lengthens with the number of
+parameters: its log-normal density has its mode at exp(√2 - 3) √g, and as a function of the log lengthscale is a Gaussian
+about that mode. A middle at the median, exp(√2) √g, makes surrogates of few trials flat and too sure of themselves. The
+gradient costs one pass over K, as that of `inference.plain_evidence`.
 
 Source: Hvarfner, Hellsten and Nardi (2024), Vanilla Bayesian Optimization Performs Great in High Dimensions, sec. 4;
 Snoek, Swersky, Zemel and Adams (2014), Input Warping for Bayesian Optimization of Non-Stationary Functions.
@@ -33,7 +35,7 @@ Vector = NDArray[np.float64]
 
 _LOG_2_PI = math.log(2 * math.pi)
 _EDGE = 1e-6  # coordinates are kept this far from 0 and 1, where warps may be infinitely steep
-_SPREADS = {"length": math.sqrt(3), "warp": 0.5, "output": 0.5, "noise": 1.5}
+_SPREADS = {"length": math.sqrt(3), "warp": 0.2, "output": 0.5, "noise": 1.5}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Evidence:
         self.length, self.a, self.b = slice(0, g), slice(g, g + m), slice(g + m, g + 2 * m)
         self.output, self.noise, self.mean = g + 2 * m, g + 2 * m + 1, g + 2 * m + 2
         middle, spread = np.zeros(g + 2 * m + 3), np.ones(g + 2 * m + 3)
-        middle[self.length], spread[self.length] = math.sqrt(2) + 0.5 * math.log(g), _SPREADS["length"]
+        middle[self.length], spread[self.length] = math.sqrt(2) - 3 + 0.5 * math.log(g), _SPREADS["length"]
         spread[self.a] = spread[self.b] = _SPREADS["warp"]
         spread[self.output] = _SPREADS["output"]
         middle[self.noise], spread[self.noise] = -6.0, _SPREADS["noise"]
