@@ -20,7 +20,7 @@ Vector = NDArray[np.float64]
 
 _INCUMBENTS = 5
 _LEVELS_TO_WARP = 5
-_MOST_WEIGHT = 10.0
+_MOST_WEIGHT = 20.0
 _MOST = 1000  # trials that a surrogate is fitted to: the best half of them and the latest
 
 
@@ -98,7 +98,7 @@ def fit_success(encoding: Encoding, evidence: Evidence, rng: np.random.Generator
     C = np.concatenate([evidence.C, evidence.failed])[-_MOST:]
     labels = np.concatenate([np.ones(len(evidence.C)), -np.ones(len(evidence.failed))])[-_MOST:]
     plain = Layout(encoding.owner, np.empty(0, dtype=np.intp))
-    weight = min(1.0 + len(evidence.failed), _MOST_WEIGHT)
+    weight = min(1.0 + 2 * len(evidence.failed), _MOST_WEIGHT)
     return ProbabilityOfSuccess(fit_surrogate(encoding.inputs(C), labels, plain, rng=rng), weight)
 
 

@@ -9,9 +9,9 @@
 | α = C⁻¹(y - mean), C = K + noise I | `alpha` | (n,) |
 
 k is Matérn-5/2. Priors are Gaussian in θ. That of the lengthscales is BoTorch's, which lengthens with the number of
-parameters: its log-normal density has its mode at exp(√2 - 3) √g, and as a function of the log lengthscale is a Gaussian
-about that mode. A middle at the median, exp(√2) √g, makes surrogates of few trials flat and too sure of themselves. The
-gradient costs one pass over K, as that of `inference.plain_evidence`.
+parameters: its log-normal density has its mode at exp(√2 - 3) √g, and as a function of the log lengthscale is a
+Gaussian about that mode. A middle at the median, exp(√2) √g, makes surrogates of few trials flat and too sure of
+themselves. The gradient costs one pass over K, as that of `inference.plain_evidence`.
 
 Source: Hvarfner, Hellsten and Nardi (2024), Vanilla Bayesian Optimization Performs Great in High Dimensions, sec. 4;
 Snoek, Swersky, Zemel and Adams (2014), Input Warping for Bayesian Optimization of Non-Stationary Functions.
