@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpmoe.bo import Space, sweep
     from gpmoe.early_warning import RaggedSeries
     from gpmoe.estimators import (
         EarlyWarningClassifier,
@@ -27,10 +28,12 @@ __all__ = [
     "MixtureOfExpertsRegressor",
     "MultitaskGPRegressor",
     "RaggedSeries",
+    "Space",
     "SparseGPRegressor",
     "TreeMixtureRegressor",
     "__version__",
     "load",
+    "sweep",
 ]
 __version__ = "0.1.0"
 
@@ -43,11 +46,14 @@ _HOMES = {
     "MixtureOfExpertsRegressor": "gpmoe.estimators",
     "MultitaskGPRegressor": "gpmoe.estimators",
     "RaggedSeries": "gpmoe.early_warning",
+    "Space": "gpmoe.bo",
     "SparseGPRegressor": "gpmoe.estimators",
     "TreeMixtureRegressor": "gpmoe.estimators",
     "load": "gpmoe.io",
+    "sweep": "gpmoe.bo",
 }
 _SUBMODULES = {
+    "bo",
     "data",
     "distributions",
     "early_warning",

@@ -1,5 +1,6 @@
 """The command line: its outputs, its errors of one line, and that nothing is left half-written."""
 
+import importlib
 import json
 import sys
 import warnings
@@ -57,6 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     if "real" not in request.fixturenames:
+        importlib.import_module("gpmoe.plotting")  # imports some of what is replaced
         estimators, io = ModuleType("gpmoe.estimators"), ModuleType("gpmoe.io")
         estimators.GPRegressor, estimators.MixtureOfExpertsRegressor = StraightLine, Mixture
         io.save, io.load_with_extra = save, load_with_extra

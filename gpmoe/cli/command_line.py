@@ -17,6 +17,7 @@ from rich.table import Table
 
 from gpmoe import __version__
 from gpmoe.cli.files import Delimiter, expect_fraction, expect_output, expect_table_ending, progress, replacing, say
+from gpmoe.cli.sweep import sweep
 from gpmoe.cli.watch import watch
 from gpmoe.errors import FileFormatError, GPMoEError, GPMoEWarning, InputError, MissingPackageError
 from gpmoe.table import TableSchema, read_table, write_table
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(watch, name="watch")
+app.command()(sweep)
 
 _FEWEST_ROWS = 10
 
