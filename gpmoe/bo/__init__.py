@@ -1,0 +1,3 @@
+"""Bayesian optimisation: spaces, samplers, sweeps."""
+
+__all__: list[str] = []
