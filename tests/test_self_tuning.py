@@ -13,13 +13,14 @@ from gpmoe.bo.offline.hyper_ranges import HalfLine, HyperDraw, Interval
 from gpmoe.bo.offline.self_tuner import SelfTuner
 from gpmoe.errors import DtypeError, InputError, NonFiniteError, ShapeError
 
+RATES = {"n_steps": 1500, "batch_size": 10_000, "learning_rate": 0.02, "hyper_rate": 0.03}
 Normal = Callable[..., Tensor]
 
 
 class Ridge:
     """Linear regression with an L2 penalty λ: L_T = |y - Xw|²/n + λ|w|², L_V = |y_V - X_V w|²/n_V.
 
-    w*(λ) = (X'X/n + λ I)⁻¹ X'y/n. Each row stands eight times, so that perturbations average and the minima stay.
+    w*(λ) = (X'X/n + λ I)⁻¹ X'y/n. Each row stands 32 times, so that perturbations average and the minima stay.
     """
 
     def __init__(self, seed: int, n: int = 40, d: int = 30) -> None:
@@ -27,8 +28,8 @@ class Ridge:
         X = torch.randn(2 * n, d, dtype=torch.float64, generator=generator)
         w = 0.5 * torch.randn(d, dtype=torch.float64, generator=generator)
         y = X @ w + 2 * torch.randn(2 * n, dtype=torch.float64, generator=generator)
-        self.training = X[:n].repeat(8, 1), y[:n].repeat(8)
-        self.validation = X[n:].repeat(8, 1), y[n:].repeat(8)
+        self.training = X[:n].repeat(32, 1), y[:n].repeat(32)
+        self.validation = X[n:].repeat(32, 1), y[n:].repeat(32)
         self.layer = HyperLinear(d, 1, n_hyper=1)
         for bias in (self.layer.bias, self.layer.response_bias):
             bias.data.zero_()
@@ -54,8 +55,8 @@ class Ridge:
 @pytest.fixture(scope="module")
 def tuned() -> tuple[Ridge, SelfTuner]:
     ridge = Ridge(seed=1)
-    tuner = SelfTuner(ridge.layer, {"penalty": HalfLine(2.0)}, entropy_weight=0.02)
-    tuner.fit(ridge.penalised, ridge.error, ridge.training, ridge.validation, **FIT)
+    tuner = SelfTuner(ridge.layer, {"penalty": HalfLine(2.0)}, entropy_weight=0.05)
+    tuner.fit(ridge.penalised, ridge.error, ridge.training, ridge.validation, **RATES)
     return ridge, tuner
 
 

@@ -20,6 +20,7 @@ every η (there the fresh noise is η² v and the kept one δ_s - v). Adam's rat
 an average of weights.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -69,7 +70,9 @@ def bridge_variance(m: Tensor) -> Tensor:
     return 2 * (m - m.square())
 
 
-def bridge_step(x: Tensor, x_high: Tensor, x_low: Tensor, m: tuple[Tensor, Tensor], eta: float, noise: Tensor) -> Tensor:
+def bridge_step(
+    x: Tensor, x_high: Tensor, x_low: Tensor, m: tuple[Tensor, Tensor], eta: float, noise: Tensor
+) -> Tensor:
     """From x_t to x_s, nearer to the good end, given both ends; if x_t is from the bridge, so is x_s, for every η.
 
     Args:
@@ -106,7 +109,7 @@ class Bridge(torch.nn.Module):
         super().__init__()
         sizes = [n_inputs + 3, *3 * [settings.hidden], n_inputs]
         self.settings = settings
-        self.layers = torch.nn.ModuleList(_linear(*pair, generator) for pair in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = torch.nn.ModuleList(_linear(*pair, generator) for pair in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor, m: Tensor, y_high: Tensor, y_low: Tensor) -> Tensor:
         """x_t - x_high of x ``(n, d)`` and m, y_high and y_low ``(n,)``: ``(n, d)``."""
@@ -131,7 +134,7 @@ class Bridge(torch.nn.Module):
         """
         steps = torch.linspace(_ENDS[1], _ENDS[0], self.settings.n_sampling_steps).to(x_low)
         x = x_low + bridge_variance(steps[0]).sqrt() * _normal(x_low, generator)
-        for m in zip(steps[:-1], steps[1:], strict=True):
+        for m in itertools.pairwise(steps):
             x_high = x - self._guided(x, m[0].expand(len(x)), y_high, y_low)
             x = bridge_step(x, x_high, x_low, m, self.settings.fresh_noise, _normal(x, generator))
         return x - self._guided(x, steps[-1].expand(len(x)), y_high, y_low)

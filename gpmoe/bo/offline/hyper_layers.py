@@ -108,7 +108,15 @@ class HyperConv(torch.nn.Module):
     """
 
     def __init__(
-        self, n_inputs: int, n_outputs: int, size: int, *, n_hyper: int, stride: int = 1, padding: int = 0, seed: int = 0
+        self,
+        n_inputs: int,
+        n_outputs: int,
+        size: int,
+        *,
+        n_hyper: int,
+        stride: int = 1,
+        padding: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         _expect_positive(n_inputs=n_inputs, n_outputs=n_outputs, size=size, n_hyper=n_hyper, stride=stride)

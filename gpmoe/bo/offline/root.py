@@ -1,7 +1,7 @@
 """Offline optimisation as translation: better designs from a table of designs and values, without one new evaluation.
 
-Synthetic functions that explain the table give pairs of a poor and a good design (`synthetic_pairs`); a diffusion bridge
-learns to lead from the one to the other, whatever the function (`bridge`); the best rows of the table are led on.
+Synthetic functions that explain the table give pairs of a poor and a good design (`synthetic_pairs`); a diffusion
+bridge learns to lead from the one to the other, whatever the function (`bridge`); the best rows are led on.
 
 Source: Dang et al. (2025), ROOT: Rethinking Offline Optimization as Distributional Translation via Probabilistic
 Bridge, algorithm 1. The published program asks for 0.8 of the oracle's known maximum; here the value asked for comes

@@ -56,8 +56,8 @@ class SelfTuner:
     """Learns weights by a training loss and hyperparameters by a validation loss, by turns.
 
     A loss is called with a minibatch and a `HyperDraw` of as many rows, and returns the mean over rows:
-    ``loss(X, y, hyper)``. The model reads ``hyper.raw``; the loss reads values by name. What a hyperparameter does to the
-    training alone (a penalty, dropout, noise on inputs) belongs into the training loss and not into the other.
+    ``loss(X, y, hyper)``. The model reads ``hyper.raw``; the loss reads values by name. What a hyperparameter does to
+    the training alone (a penalty, dropout, noise on inputs) belongs into the training loss and not into the other.
 
     Args:
         model: any module whose layers take ``hyper.raw``; it is trained in place.
@@ -179,7 +179,7 @@ class SelfTuner:
         return float(value.detach())
 
     def validation_step(self, loss: Loss, batch: Data, optimiser: torch.optim.Optimizer) -> float:
-        """One step of hyperparameters and scales through the response of the weights, which stay; the loss before it."""
+        """One step of hyperparameters and scales through the response of the weights; the loss before it."""
         optimiser.zero_grad()
         value = _finite(loss(*batch, HyperDraw(self.ranges, self._perturbed(len(batch[0])))), "validation", self.values)
         objective = value - self.entropy_weight * self.entropy()

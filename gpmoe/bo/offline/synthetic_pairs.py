@@ -148,7 +148,9 @@ def synthetic_pairs(X: Tensor, y: Tensor, settings: SyntheticSettings, generator
     x_high, x_low, y_high, y_low = (torch.cat(parts) for parts in zip(*found, strict=True))
     kept = y_high - y_low > 1e-3
     if not bool(kept.any()):
-        raise InputError("no gradient path changes y by more than 1e-3: y is constant, or `step` too small or too large.")
+        raise InputError(
+            "no gradient path changes y by more than 1e-3: y is constant, or `step` too small or too large."
+        )
     return Pairs(x_high[kept], x_low[kept], y_high[kept], y_low[kept], best)
 
 
