@@ -120,7 +120,7 @@ def test_fewer_rows_than_designs_start_several_each(hill: tuple[Tensor, Tensor])
     short = BridgeSettings(hidden=8, n_steps=2, n_sampling_steps=2)
     found = propose_designs(hill[0][:3], hill[1][:3], 7, synthetic=FEW, bridge=short)
     assert found.designs.shape == (7, 2)
-    assert sorted(found.starts.tolist()) == [0, 0, 0, 1, 1, 2, 2] or len(set(found.starts.tolist())) == 3
+    assert sorted(found.starts.bincount().tolist()) == [2, 2, 3]
 
 
 def test_tables_that_teach_nothing_are_refused(hill: tuple[Tensor, Tensor]) -> None:

@@ -14,10 +14,10 @@ Guidance is classifier-free: the network sometimes learns without the two values
 from what it says without them to what it says with them. Values are standardised, so that zeros mean "not said".
 
 Source: Li, Xue, Liu and Lai (2023), BBDM: Image-to-image Translation with Brownian Bridge Diffusion Models, eq. 4-13;
-Dang et al. (2025), ROOT, sec. 4.2. Against the published program: the two values keep their order from training to
-sampling; chance comes from one generator, which is never set back; a step keeps the variance δ_s of the bridge for
-every η (there the fresh noise is η² v and the kept one δ_s - v). Adam's rate falls along half a cosine, in place of
-an average of weights.
+Dang et al. (2025), ROOT, sec. 4.2, whose eq. 10 lacks the factor 2 that its program has. Against that program: the two
+values keep their order from training to sampling; chance comes from one generator, which is never set back; a step
+keeps the variance δ_s of the bridge for every η (there the fresh noise is η² v and the kept one δ_s - v). Adam's rate
+falls along half a cosine, in place of an average of weights.
 """
 
 import itertools
