@@ -13,7 +13,7 @@ from gpmoe.bo.offline.hyper_ranges import HalfLine, HyperDraw, Interval
 from gpmoe.bo.offline.self_tuner import SelfTuner
 from gpmoe.errors import DtypeError, InputError, NonFiniteError, ShapeError
 
-RATES = {"n_steps": 1500, "batch_size": 10_000, "learning_rate": 0.02, "hyper_rate": 0.03}
+RATES = {"n_steps": 2500, "batch_size": 10_000, "learning_rate": 0.02, "hyper_rate": 0.03}
 Normal = Callable[..., Tensor]
 
 
@@ -52,9 +52,9 @@ class Ridge:
         return math.exp(minimize_scalar(loss, bounds=(-6, 4), method="bounded", options={"xatol": 1e-8}).x)
 
 
-@pytest.fixture(scope="module")
-def tuned() -> tuple[Ridge, SelfTuner]:
-    ridge = Ridge(seed=1)
+@pytest.fixture(scope="module", params=[0, 1])
+def tuned(request: pytest.FixtureRequest) -> tuple[Ridge, SelfTuner]:
+    ridge = Ridge(seed=request.param)
     tuner = SelfTuner(ridge.layer, {"penalty": HalfLine(2.0)}, entropy_weight=0.05)
     tuner.fit(ridge.penalised, ridge.error, ridge.training, ridge.validation, **RATES)
     return ridge, tuner

@@ -62,7 +62,8 @@ class SelfTuner:
     Args:
         model: any module whose layers take ``hyper.raw``; it is trained in place.
         ranges: each hyperparameter's range and start, by name, in the order of the columns of ``hyper.raw``.
-        entropy_weight: τ; 1e-3 is for losses of about one.
+        entropy_weight: τ; 1e-3 is for losses of about one. Where scales fall below a fifth, the response drowns in the
+            noise of minibatches and values stop short of the optimum: raise it.
         scale: σ at the start.
         seed: of minibatches and perturbations.
 
