@@ -17,6 +17,7 @@ Bayesian Optimization of Multiple Noisy Objectives, for the improvement. Coeffic
 the published program searches (-3, 3) with what it learned on (0, 1).
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,10 +96,12 @@ def first_coefficients(n_models: int, n_points: int, generator: torch.Generator)
         ``(n_points, N)`` in [0, 1].
     """
     alone = torch.eye(n_models, dtype=torch.float64)
-    shaken = alone + _JITTER * torch.randn(n_models, n_models, dtype=torch.float64, generator=generator)
-    even = torch.tensor([1 / n_models, 0.5, 1.0], dtype=torch.float64).unsqueeze(-1).expand(3, n_models)
+    shake = _JITTER * torch.randn(n_models, n_models, dtype=torch.float64, generator=generator)
+    shaken = (alone - shake.abs()).abs()  # inwards, so that none repeats a corner
+    even = torch.tensor([1 / n_models, 0.75], dtype=torch.float64).unsqueeze(-1).expand(2, n_models)
     spread = torch.rand(n_points, n_models, dtype=torch.float64, generator=generator)
-    return torch.cat([alone, even[:1], spread[: n_points // 2], shaken, even[1:], spread]).clamp(0, 1)[:n_points]
+    half = n_points // 2
+    return torch.cat([alone, even[:1], spread[:half], shaken, even[1:], spread[half:]]).clamp(0, 1)[:n_points]
 
 
 def amortised_front(
@@ -181,12 +184,14 @@ def _most_improving(gps: list[ExactGP], C: Tensor, M: Tensor, q: int, seed: int)
     from botorch.models.model import ModelList
     from botorch.optim import optimize_acqf
     from botorch.utils.multi_objective.hypervolume import infer_reference_point
+    from linear_operator.utils.warnings import NumericalWarning
 
     centre, spread = _scale(M)
     scaled = (M - centre) / spread
     reference = infer_reference_point(scaled[_non_dominated(scaled)])
-    with torch.random.fork_rng(devices=[]):  # BoTorch draws from torch's own generator
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # BoTorch draws from torch's own generator
         torch.manual_seed(seed)
+        warnings.simplefilter("ignore", NumericalWarning)  # points that meet have a singular covariance
         improvement = qLogNoisyExpectedHypervolumeImprovement(
             ModelList(*gps), reference, C, prune_baseline=True, cache_root=False
         )
