@@ -42,3 +42,8 @@ for preference in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
     c = front.pick(preference)
     iris, wine = (-metrics(c)).tolist()
     print(f"weights {preference}: coefficients {c[0]:.2f} {c[1]:.2f}, log loss {iris:.2f} on iris, {wine:.2f} on wine")
+
+# 16 models evaluated, 493 points on the front
+# weights [1.0, 0.0]: coefficients 1.00 0.05, log loss 0.19 on iris, 5.36 on wine
+# weights [0.5, 0.5]: coefficients 0.17 0.33, log loss 1.06 on iris, 0.72 on wine
+# weights [0.0, 1.0]: coefficients 0.04 1.00, log loss 3.58 on iris, 0.11 on wine

@@ -182,7 +182,7 @@ def _most_improving(gps: list[ExactGP], C: Tensor, M: Tensor, q: int, seed: int)
     """The q coefficients in the unit box of largest noisy expected hypervolume improvement, in log, ``(q, N)``."""
     from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
     from botorch.models.model import ModelList
-    from botorch.optim import optimize_acqf
+    from botorch.optim.optimize import optimize_acqf
     from botorch.utils.multi_objective.hypervolume import infer_reference_point
     from linear_operator.utils.warnings import NumericalWarning
 
