@@ -13,7 +13,7 @@ from benchmarks import harness, machine, tables
 
 SUITES = (
     "likelihood", "prediction", "fit", "accuracy", "large_covariance", "mixtures", "adapter", "multitask",
-    "early_warning", "sweeps", "gpu",
+    "early_warning", "sweeps", "offline", "gpu",
 )  # fmt: skip
 
 
