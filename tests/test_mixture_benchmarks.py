@@ -14,6 +14,7 @@ def figures(run: Run) -> Figures:
     return run.figures(run.step())
 
 
+@needs_data
 def test_the_mixture_meets_the_bar_of_the_motorcycle_data_and_beats_one_gp() -> None:
     found = {library: figures(small.run(small.motorcycle_split, library)) for library in (small.GP, small.MIXTURE)}
     mixture = found[small.MIXTURE]
