@@ -335,7 +335,7 @@ EVIL = ["os.system", "posix.system", "__import__", "builtins.eval", "Kernel", "S
 def test_a_class_that_is_not_known_is_refused(path: Path, name: object) -> None:
     header, tensors = parts_of(path)
     write(path, {**header, "class": name}, tensors)
-    with pytest.raises(FileFormatError, match="which is none of ClockClassifier, .*GPRegressor"):
+    with pytest.raises(FileFormatError, match=r"which is none of ClockClassifier, .*GPRegressor"):
         load(path)
 
 
