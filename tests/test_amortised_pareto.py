@@ -78,6 +78,7 @@ def front() -> ParetoFront:
     return amortised_front(distances, 2, n_first=8, n_rounds=1, batch_size=2)
 
 
+@pytest.mark.slow
 def test_the_amortised_front_lies_on_the_true_one(front: ParetoFront) -> None:
     assert len(front.evaluated) == len(front.measured) == 10
     off = (front.coefficients.sum(-1) - 1).abs()
@@ -87,6 +88,7 @@ def test_the_amortised_front_lies_on_the_true_one(front: ParetoFront) -> None:
     torch.testing.assert_close(front.metrics, true, rtol=0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_preference_moves_the_pick_along_the_front(front: ParetoFront) -> None:
     for weight in (0.2, 0.5, 0.8):  # the best of w m_1 + (1 - w) m_2 is (w, 1 - w)
         picked = front.pick([weight, 1 - weight])
@@ -97,6 +99,7 @@ def test_a_preference_moves_the_pick_along_the_front(front: ParetoFront) -> None
         front.pick([1.0, -1.0])
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_front_and_leaves_the_global_generator(front: ParetoFront) -> None:
     state = torch.get_rng_state()
     again = amortised_front(distances, 2, n_first=8, n_rounds=1, batch_size=2)
